@@ -1,0 +1,1 @@
+"""What a block device is: the interface, its errors, and local implementations."""

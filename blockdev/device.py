@@ -1,0 +1,138 @@
+"""The one interface everything meets at: members below the pool, volumes above it.
+
+Offsets and lengths are bytes. A caller keeps them multiples of `block_bytes`
+(1 for volumes, which merge partial blocks themselves). Any number of tasks may
+call at once; the caller orders overlapping requests.
+
+Durability is that of a disk with a write cache: `write`, `write_zeroes` and
+`trim` are visible to later reads when they return, and durable after a later
+`flush` returns, or at once with `fua=True`.
+
+Cancellation: a cancelled write leaves each block with its old or its new
+content; a cancelled flush has promised nothing. Threads already started finish.
+
+The `try_` methods are the fast path of a server: they do the work at once,
+without suspending, or do nothing and say so. Calling them costs one Python
+call; no task, lock or checkpoint.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from typing_extensions import Buffer
+
+from blockdev.errors import OutOfRangeError
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A run of bytes with one allocation state.
+
+    `hole`: no space is allocated for it. `zero`: it reads as zeroes; never
+    claimed without certainty.
+    """
+
+    length_bytes: int
+    hole: bool
+    zero: bool
+
+
+class BlockDevice(ABC):
+    """A fixed-size array of bytes; see the module for ordering and durability."""
+
+    size_bytes: int
+    """Current size; volumes can grow while open."""
+    block_bytes: int = 1
+    """Smallest request, and the grain of offsets and lengths."""
+    physical_bytes: int = 4096
+    """What the hardware writes at once; a torn write tears between these."""
+    read_only: bool = False
+
+    @abstractmethod
+    async def read(self, offset: int, length: int) -> Buffer:
+        """Return exactly `length` bytes; the caller must not change them.
+
+        Raises:
+            OutOfRangeError: the range passes `size_bytes`.
+            DeviceError: the device failed; no bytes are returned.
+        """
+
+    @abstractmethod
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        """Make `data` visible to later reads; `data` may be reused on return.
+
+        Raises:
+            OutOfRangeError: the range passes `size_bytes`.
+            NoSpaceError: no space is left; the range holds old or new blocks.
+            ReadOnlyError: the device takes no writes.
+        """
+
+    @abstractmethod
+    async def write_zeroes(
+        self, offset: int, length: int, *, fua: bool = False, no_hole: bool = False
+    ) -> None:
+        """Make the range read as zeroes; with `no_hole`, later writes to it need no new space
+        where the device can promise that. Raises as `write`.
+        """
+
+    @abstractmethod
+    async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
+        """Say that the content is no longer needed. It may read as anything it was, or zeroes;
+        neighbours are never touched. Raises as `write`.
+        """
+
+    @abstractmethod
+    async def flush(self) -> None:
+        """Return when every write that completed before this call is durable.
+
+        Raises:
+            DeviceError: writes since the last good flush may be lost. Never retry the flush:
+                the system below marks failed pages clean. Rewrite the data or give up.
+        """
+
+    async def extents(self, offset: int, length: int) -> list[Extent]:
+        """Describe the range, in order, covering it exactly; everything is data by default."""
+        check_range(self, offset, length)
+        return [Extent(length, hole=False, zero=False)] if length else []
+
+    async def allocate(self, offset: int, length: int) -> None:
+        """Reserve space below for the range, contents unchanged; a device that has none to
+        reserve does nothing.
+
+        Raises:
+            NoSpaceError: the file system below is full.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release the device; does not flush. Closing twice is harmless."""
+
+    def try_read(self, offset: int, length: int) -> Buffer | None:
+        """Return the bytes at once, or None when that needs waiting (then use `read`).
+
+        Raises as `read`.
+        """
+        return None
+
+    def try_write(self, offset: int, data: Buffer) -> bool:
+        """Write at once and return True, or do nothing and return False (then use `write`).
+
+        Raises as `write`.
+        """
+        return False
+
+
+def check_range(device: BlockDevice, offset: int, length: int) -> None:
+    """Raise OutOfRangeError unless the range lies inside the device, in its block grain."""
+    if offset < 0 or length < 0 or offset + length > device.size_bytes:
+        raise OutOfRangeError(
+            f"range is outside the device: offset={offset} length={length} "
+            f"size={device.size_bytes}"
+        )
+    if device.block_bytes > 1 and (offset % device.block_bytes or length % device.block_bytes):
+        raise OutOfRangeError(
+            f"range is not in whole blocks: offset={offset} length={length} "
+            f"block={device.block_bytes}"
+        )
+
+

@@ -1,0 +1,1 @@
+"""The pool: log, block map, layers, members and recovery over any block devices."""

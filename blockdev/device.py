@@ -126,13 +126,10 @@ def check_range(device: BlockDevice, offset: int, length: int) -> None:
     """Raise OutOfRangeError unless the range lies inside the device, in its block grain."""
     if offset < 0 or length < 0 or offset + length > device.size_bytes:
         raise OutOfRangeError(
-            f"range is outside the device: offset={offset} length={length} "
-            f"size={device.size_bytes}"
+            f"range is outside the device: offset={offset} length={length} size={device.size_bytes}"
         )
     if device.block_bytes > 1 and (offset % device.block_bytes or length % device.block_bytes):
         raise OutOfRangeError(
             f"range is not in whole blocks: offset={offset} length={length} "
             f"block={device.block_bytes}"
         )
-
-

@@ -1,0 +1,180 @@
+"""The power supply of simulated disks: one count of operations, one cut for all.
+
+What a cut leaves behind. Each write that no flush had covered is kept, dropped or
+torn between 512-byte sectors, one by one: a later write may survive an earlier
+one. Survivors apply in the order of writing, so an overwritten version never comes
+back over a newer one that survived, as in any cache that holds one version of a
+sector. A FUA write that returned survives. The operation that is cut, and those in
+flight beside it, count as writes that no flush had covered.
+
+How many survive varies from cut to cut, from none to all: with one fixed
+probability "all but the last" would hardly ever come up. Everything follows from
+the seed; one seed and the same calls give the same disks.
+"""
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from blockdev.simulated import SimulatedDisk
+
+SECTOR_BYTES = 512
+"""The unit that no disk tears."""
+
+_SURVIVAL = (0.0, 0.2, 0.5, 0.8, 1.0)
+_TORN = 1 / 3
+"""Share of the writes that do not survive whole."""
+_TEARS_MAX = 4
+"""Enough for a prefix, a suffix, a hole and islands; more looks no different to a parser."""
+
+
+class PowerCut(BaseException):
+    """The power is off. Not an Exception, and raised again by every later operation, so that
+    error handling cannot tidy up after the crash. Nurseries wrap it: catch with `except*`.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class CachedWrite:
+    """A write in a disk's volatile cache; `data` is None for zeroes. `certain`: it is durable
+    already (FUA) and stands here only to keep its place in the order.
+    """
+
+    number: int
+    offset: int
+    length: int
+    data: bytes | None
+    certain: bool
+
+
+class SimulatedWorld:
+    """The power and the luck that several simulated disks share.
+
+    Args:
+        seed: decides every coin.
+        cut_at: the operation that is cut, counted from 1 over all disks; None never cuts.
+        count_reads: False leaves reads out of the count (they still fail after the cut),
+            which gives a test fewer and more telling places to cut.
+        checkpoints: operations wait for one to three scheduler steps, by the seed, so that
+            tasks interleave. The trio scheduler must itself be seeded for one seed to
+            give one run.
+        traced: record each operation in `trace`.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        cut_at: int | None = None,
+        *,
+        count_reads: bool = True,
+        checkpoints: bool = False,
+        traced: bool = False,
+    ) -> None:
+        self.seed = seed
+        self.cut_at = cut_at
+        self.count_reads = count_reads
+        self.checkpoints = checkpoints
+        self.operations = 0
+        """Operations counted so far, the cut one included."""
+        self.was_cut = False
+        self.disks: list[SimulatedDisk] = []
+        """Every disk of this world, in the order of creation."""
+        self.coin = random.Random(seed)
+        self.trace: list[tuple[object, ...]] | None = [] if traced else None
+        """(disk index, operation, offset, length, crc32 of the data) each, if `traced`."""
+
+    def cut_power(self) -> None:
+        """Cut the power of every disk now; each later operation raises PowerCut."""
+        self.was_cut = True
+
+    def reboot(
+        self, cut_at: int | None = None, *, outcome: int = 0, seed: int | None = None
+    ) -> "SimulatedWorld":
+        """Cut the power if it is still on, and return a world whose `disks` stand in the same
+        order and hold what survived. Injected faults are gone.
+
+        Rebooting twice gives the same disks. Another `outcome` throws the coins for the same
+        crash anew. The count starts at zero again; `seed` is that of the new world, otherwise
+        it follows from this one's.
+        """
+        self.cut_power()
+        coin = random.Random(f"{self.seed} {self.operations} {outcome}")
+        after = SimulatedWorld(
+            coin.getrandbits(32) if seed is None else seed,
+            cut_at,
+            count_reads=self.count_reads,
+            checkpoints=self.checkpoints,
+            traced=self.trace is not None,
+        )
+        for disk in self.disks:
+            disk.boot_into(after, coin)
+        return after
+
+    def count(self, *, read: bool = False) -> bool:
+        """Count one operation; True when it is the one to be cut.
+
+        Raises:
+            PowerCut: the power is off already.
+        """
+        if self.was_cut:
+            raise PowerCut
+        if read and not self.count_reads:
+            return False
+        self.operations += 1
+        if self.operations == self.cut_at:
+            self.was_cut = True
+        return self.was_cut
+
+
+def survivors(
+    coin: random.Random, writes: list[CachedWrite], *, garbled_bytes: int = 0
+) -> list[tuple[int, int, bytes | None]]:
+    """Throw the coins for unflushed writes; return (offset, length, data) to apply in order.
+
+    Args:
+        garbled_bytes: if not 0, a torn write also turns the physical blocks of this size that
+            it covers only in part to garbage, as a 512e disk may that loses power inside its
+            read-modify-write.
+    """
+    keep = coin.choice(_SURVIVAL)
+    applied: list[tuple[int, int, bytes | None]] = []
+    for write in writes:
+        if write.certain or coin.random() < keep:
+            applied.append((write.offset, write.length, write.data))
+        elif coin.random() < _TORN:
+            if garbled_bytes:
+                applied += _garbled(coin, write, garbled_bytes)
+            applied += torn(coin, write)
+    return applied
+
+
+def torn(coin: random.Random, write: CachedWrite) -> list[tuple[int, int, bytes | None]]:
+    """Return some sectors of a write: runs alternate between kept and lost."""
+    sectors = write.length // SECTOR_BYTES
+    if sectors < 2:
+        return []
+    tears = {coin.randrange(1, sectors) for _ in range(coin.randint(1, _TEARS_MAX))}
+    edges = [0, *sorted(tears), sectors]
+    pieces: list[tuple[int, int, bytes | None]] = []
+    for index in range(coin.randrange(2), len(edges) - 1, 2):
+        start, end = edges[index] * SECTOR_BYTES, edges[index + 1] * SECTOR_BYTES
+        data = None if write.data is None else write.data[start:end]
+        pieces.append((write.offset + start, end - start, data))
+    return pieces
+
+
+def _garbled(
+    coin: random.Random, write: CachedWrite, physical_bytes: int
+) -> list[tuple[int, int, bytes | None]]:
+    """Return garbage for the physical blocks that the write covers only in part."""
+    end = write.offset + write.length
+    partial = set()
+    if write.offset % physical_bytes:
+        partial.add(write.offset // physical_bytes)
+    if end % physical_bytes:
+        partial.add(end // physical_bytes)
+    return [
+        (block * physical_bytes, physical_bytes, coin.randbytes(physical_bytes))
+        for block in sorted(partial)
+    ]

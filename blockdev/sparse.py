@@ -1,0 +1,90 @@
+"""A sparse array of bytes whose copies share what neither has changed.
+
+Content is a dict of immutable 4 KiB chunks; a missing chunk is zeroes. Copying
+copies the dict only (about 0.1 ms for 64 MiB of content), which is what makes a
+simulated reboot cheap.
+"""
+
+from collections.abc import Iterator
+
+from blockdev.device import Extent
+
+CHUNK_BYTES = 4096
+_ZEROES = bytes(CHUNK_BYTES)
+
+
+class SparseBytes:
+    """Bytes from 0 to anywhere, zero until written. Callers check ranges."""
+
+    __slots__ = ("_chunks",)
+
+    def __init__(self, chunks: dict[int, bytes] | None = None) -> None:
+        self._chunks: dict[int, bytes] = {} if chunks is None else chunks
+
+    def copy(self) -> "SparseBytes":
+        """Return an independent copy; costs one pointer a chunk."""
+        return SparseBytes(self._chunks.copy())
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return a copy of the range."""
+        first, start = divmod(offset, CHUNK_BYTES)
+        end = start + length
+        if end <= CHUNK_BYTES:
+            return self._chunks.get(first, _ZEROES)[start:end]
+        get = self._chunks.get
+        count = -(-end // CHUNK_BYTES)
+        whole = b"".join([get(chunk, _ZEROES) for chunk in range(first, first + count)])
+        return whole[start:end]
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Put `data` at `offset`; shares `data` where it is one whole chunk."""
+        for chunk, start, at, length in _pieces(offset, len(data)):
+            piece = data[at : at + length]
+            if length < CHUNK_BYTES:
+                old = self._chunks.get(chunk, _ZEROES)
+                piece = old[:start] + piece + old[start + length :]
+            self._chunks[chunk] = piece
+
+    def zero(self, offset: int, length: int) -> None:
+        """Zero the range; whole chunks become holes."""
+        if length > len(self._chunks) * CHUNK_BYTES:
+            self._zero_present(offset, length)
+            return
+        for chunk, start, _, count in _pieces(offset, length):
+            self._zero_piece(chunk, start, count)
+
+    def extents(self, offset: int, length: int) -> list[Extent]:
+        """Describe the range: missing chunks are holes of zeroes, the others data."""
+        found: list[tuple[bool, int]] = []
+        for chunk, _, _, count in _pieces(offset, length):
+            hole = chunk not in self._chunks
+            if found and found[-1][0] == hole:
+                found[-1] = (hole, found[-1][1] + count)
+            else:
+                found.append((hole, count))
+        return [Extent(count, hole=hole, zero=hole) for hole, count in found]
+
+    def _zero_present(self, offset: int, length: int) -> None:
+        """Zero a range longer than the content: walk the content, not the range."""
+        end = offset + length
+        for chunk in [*self._chunks]:
+            low = max(chunk * CHUNK_BYTES, offset)
+            high = min(chunk * CHUNK_BYTES + CHUNK_BYTES, end)
+            if low < high:
+                self._zero_piece(chunk, low - chunk * CHUNK_BYTES, high - low)
+
+    def _zero_piece(self, chunk: int, start: int, length: int) -> None:
+        if length == CHUNK_BYTES:
+            self._chunks.pop(chunk, None)
+        elif (old := self._chunks.get(chunk)) is not None:
+            self._chunks[chunk] = old[:start] + _ZEROES[:length] + old[start + length :]
+
+
+def _pieces(offset: int, length: int) -> Iterator[tuple[int, int, int, int]]:
+    """Cut a range at chunks: (chunk, start in the chunk, position in the range, length)."""
+    done = 0
+    while done < length:
+        chunk, start = divmod(offset + done, CHUNK_BYTES)
+        count = min(CHUNK_BYTES - start, length - done)
+        yield chunk, start, done, count
+        done += count

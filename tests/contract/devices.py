@@ -1,0 +1,71 @@
+"""Every implementation of BlockDevice, by name. Add a line to DEVICES to put one to the test.
+
+A factory gets an empty directory and gives a fresh device, all zeroes, of at least
+SIZE_BYTES, whose block size divides 4096. It closes the device at its end.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+from blockdev.device import BlockDevice
+from blockdev.file import FileDevice
+from blockdev.memory import MemoryDevice
+from blockdev.simulated import SimulatedDisk, SimulatedWorld
+
+SIZE_BYTES = 1 << 20
+
+Factory = Callable[[Path], AbstractAsyncContextManager[BlockDevice]]
+
+
+@asynccontextmanager
+async def memory(directory: Path) -> AsyncIterator[BlockDevice]:
+    device = MemoryDevice(SIZE_BYTES)
+    yield device
+    await device.close()
+
+
+@asynccontextmanager
+async def memory_in_sectors(directory: Path) -> AsyncIterator[BlockDevice]:
+    device = MemoryDevice(SIZE_BYTES, block_bytes=512)
+    yield device
+    await device.close()
+
+
+@asynccontextmanager
+async def file(directory: Path) -> AsyncIterator[BlockDevice]:
+    device = FileDevice.create(directory / "device.raw", SIZE_BYTES)
+    yield device
+    await device.close()
+
+
+@asynccontextmanager
+async def file_of_odd_size(directory: Path) -> AsyncIterator[BlockDevice]:
+    device = FileDevice.create(directory / "device.raw", SIZE_BYTES + 777)
+    yield device
+    await device.close()
+
+
+@asynccontextmanager
+async def simulated(directory: Path) -> AsyncIterator[BlockDevice]:
+    device = SimulatedDisk(SimulatedWorld(seed=1), SIZE_BYTES)
+    yield device
+    await device.close()
+
+
+@asynccontextmanager
+async def simulated_interleaving(directory: Path) -> AsyncIterator[BlockDevice]:
+    world = SimulatedWorld(seed=2, checkpoints=True)
+    device = SimulatedDisk(world, SIZE_BYTES, physical_bytes=512, try_reads=True)
+    yield device
+    await device.close()
+
+
+DEVICES: dict[str, Factory] = {
+    "memory": memory,
+    "memory-512": memory_in_sectors,
+    "file": file,
+    "file-odd-size": file_of_odd_size,
+    "simulated": simulated,
+    "simulated-interleaving": simulated_interleaving,
+}

@@ -23,7 +23,7 @@ class FaultPlan:
 
     def __init__(self) -> None:
         self.dead = False
-        """While set, every operation raises DeviceError; the content stays."""
+        """While set, every operation raises DeviceError; what was flushed stays."""
         self._cache_lost = False
         self._calls = dict.fromkeys(("read", "write", "trim", "flush", "allocate"), 0)
         self._faults: dict[str, list[_Fault]] = {kind: [] for kind in self._calls}

@@ -1,0 +1,8 @@
+"""`python -m admin` is `cenote`, for checkouts that are not installed."""
+
+import sys
+
+from admin.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

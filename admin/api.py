@@ -1,0 +1,222 @@
+"""The control API: HTTP and JSON on the control socket.
+
+    GET    /v1/daemon                          DaemonInfo
+    GET    /v1/pool                            PoolInfo
+    GET    /v1/clients                         list of ClientInfo
+    GET    /v1/volumes                         list of VolumeInfo
+    POST   /v1/volumes                         {name, size_bytes} -> VolumeInfo
+    GET    /v1/volumes/VOL                     VolumeInfo
+    PATCH  /v1/volumes/VOL                     {size_bytes} -> VolumeInfo
+    DELETE /v1/volumes/VOL
+    GET    /v1/snapshots                       list of SnapshotInfo, of all volumes
+    GET    /v1/volumes/VOL/snapshots           list of SnapshotInfo
+    POST   /v1/volumes/VOL/snapshots           {name} -> SnapshotInfo
+    DELETE /v1/volumes/VOL/snapshots/SNAP
+    POST   /v1/volumes/VOL/rollback            {snapshot} -> VolumeInfo
+    POST   /v1/clones                          {volume, snapshot, name} -> VolumeInfo
+
+An error is `{error, message, errno, exit_code}` with the HTTP status of its kind.
+The OpenAPI document is at /v1/openapi.json. Only the daemon imports this module: FastAPI
+takes longer to import than most commands take to run.
+"""
+
+import logging
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
+from starlette.exceptions import HTTPException
+
+from admin.control import PoolControl
+from admin.errors import InternalError, describe
+from admin.names import check_name
+from admin.sizes import SizeError, volume_size
+from admin.status import ClientInfo, DaemonInfo
+from blockdev.errors import BusyError, ClosedError, DeviceError, NoSpaceError, ReadOnlyError
+from storage.errors import (
+    ExistsError,
+    FencedError,
+    InUseError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from storage.info import PoolInfo, SnapshotInfo, VolumeInfo
+
+_log = logging.getLogger("cenote.api")
+
+_STATUS_BY_ERROR: dict[type[DeviceError], int] = {
+    InvalidArgumentError: 400,
+    ReadOnlyError: 403,
+    NotFoundError: 404,
+    ExistsError: 409,
+    InUseError: 409,
+    BusyError: 409,
+    ClosedError: 503,
+    FencedError: 503,
+    NoSpaceError: 507,
+}
+"""HTTP statuses; any other error of the pool is a 500."""
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class NewVolume(_Body):
+    """A volume to create."""
+
+    name: str
+    size_bytes: int
+
+
+class NewSize(_Body):
+    """What a volume is resized to."""
+
+    size_bytes: int
+
+
+class NewSnapshot(_Body):
+    """A snapshot to create."""
+
+    name: str
+
+
+class Rollback(_Body):
+    """The snapshot to go back to."""
+
+    snapshot: str
+
+
+class NewClone(_Body):
+    """A volume to create from `volume@snapshot`."""
+
+    volume: str
+    snapshot: str
+    name: str
+
+
+def build_app(
+    pool: PoolControl, daemon: DaemonInfo, clients: Callable[[], list[ClientInfo]]
+) -> FastAPI:
+    """Make the application that answers for `pool`."""
+    app = FastAPI(
+        title="Cenote", version=daemon.version, openapi_url="/v1/openapi.json", docs_url=None,
+        redoc_url=None,
+    )  # fmt: skip
+
+    @app.get("/v1/daemon")
+    async def get_daemon() -> DaemonInfo:
+        return daemon
+
+    @app.get("/v1/pool")
+    async def get_pool() -> PoolInfo:
+        return pool.info()
+
+    @app.get("/v1/clients")
+    async def get_clients() -> list[ClientInfo]:
+        return clients()
+
+    _add_volumes(app, pool)
+    _add_snapshots(app, pool)
+    _add_errors(app)
+    return app
+
+
+def _add_volumes(app: FastAPI, pool: PoolControl) -> None:
+    @app.get("/v1/volumes")
+    async def list_volumes() -> list[VolumeInfo]:
+        return pool.volumes()
+
+    @app.post("/v1/volumes", status_code=201)
+    async def create_volume(new: NewVolume) -> VolumeInfo:
+        return await pool.create_volume(_volume(new.name), _size(new.size_bytes))
+
+    @app.get("/v1/volumes/{name}")
+    async def get_volume(name: str) -> VolumeInfo:
+        return _find(pool, _volume(name))
+
+    @app.patch("/v1/volumes/{name}")
+    async def resize_volume(name: str, new: NewSize) -> VolumeInfo:
+        return await pool.resize_volume(_volume(name), _size(new.size_bytes))
+
+    @app.delete("/v1/volumes/{name}", status_code=204)
+    async def delete_volume(name: str) -> None:
+        await pool.delete_volume(_volume(name))
+
+    @app.post("/v1/clones", status_code=201)
+    async def create_clone(new: NewClone) -> VolumeInfo:
+        return await pool.clone(_volume(new.volume), _snapshot(new.snapshot), _volume(new.name))
+
+
+def _add_snapshots(app: FastAPI, pool: PoolControl) -> None:
+    @app.get("/v1/snapshots")
+    async def list_all_snapshots() -> list[SnapshotInfo]:
+        return pool.snapshots()
+
+    @app.get("/v1/volumes/{name}/snapshots")
+    async def list_snapshots(name: str) -> list[SnapshotInfo]:
+        return pool.snapshots(_volume(name))
+
+    @app.post("/v1/volumes/{name}/snapshots", status_code=201)
+    async def create_snapshot(name: str, new: NewSnapshot) -> SnapshotInfo:
+        return await pool.create_snapshot(_volume(name), _snapshot(new.name))
+
+    @app.delete("/v1/volumes/{name}/snapshots/{snapshot}", status_code=204)
+    async def delete_snapshot(name: str, snapshot: str) -> None:
+        await pool.delete_snapshot(_volume(name), _snapshot(snapshot))
+
+    @app.post("/v1/volumes/{name}/rollback")
+    async def rollback(name: str, to: Rollback) -> VolumeInfo:
+        await pool.rollback(_volume(name), _snapshot(to.snapshot))
+        return _find(pool, name)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(DeviceError)
+    async def pool_error(request: Request, error: DeviceError) -> JSONResponse:
+        kinds = (_STATUS_BY_ERROR.get(kind) for kind in type(error).__mro__)
+        status = next((status for status in kinds if status is not None), 500)
+        if status == 500:
+            _log.error("%s %s: %s", request.method, request.url.path, error)
+        return JSONResponse(describe(error), status)
+
+    @app.exception_handler(RequestValidationError)
+    async def bad_body(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return JSONResponse(describe(InvalidArgumentError(f"{where}: {first['msg'].lower()}")), 400)
+
+    @app.exception_handler(HTTPException)
+    async def no_route(request: Request, error: HTTPException) -> JSONResponse:
+        what = f"{str(error.detail).lower()}: {request.method} {request.url.path}"
+        kind = NotFoundError if error.status_code == 404 else InvalidArgumentError
+        return JSONResponse(describe(kind(what)), error.status_code)
+
+    @app.exception_handler(Exception)
+    async def mistake(request: Request, error: Exception) -> JSONResponse:
+        _log.error("%s %s", request.method, request.url.path, exc_info=error)
+        return JSONResponse(describe(InternalError(f"internal error: {error!r}")), 500)
+
+
+def _find(pool: PoolControl, name: str) -> VolumeInfo:
+    for volume in pool.volumes():
+        if volume.name == name:
+            return volume
+    raise NotFoundError(f"no such volume: {name}")
+
+
+def _volume(name: str) -> str:
+    return check_name(name, "volume name")
+
+
+def _snapshot(name: str) -> str:
+    return check_name(name, "snapshot name")
+
+
+def _size(size_bytes: int) -> int:
+    try:
+        return volume_size(size_bytes)
+    except SizeError as error:
+        raise InvalidArgumentError(str(error)) from error

@@ -1,0 +1,59 @@
+"""Runs the control API on its Unix socket, with Hypercorn's trio worker."""
+
+import logging
+from collections.abc import Callable
+
+import hypercorn.trio
+import trio
+from hypercorn.config import Config as HypercornConfig
+
+from admin.api import build_app
+from admin.control import PoolControl
+from admin.home import Home, listen_on
+from admin.status import ClientInfo, DaemonInfo
+
+BODY_BYTES_MAX = 64 * 1024
+"""Requests are a name and a size or two."""
+KEEP_ALIVE_S = 5.0
+GRACE_S = 1.0
+"""How long a request under way may take once the daemon stops."""
+
+
+async def serve_api(
+    pool: PoolControl,
+    daemon: DaemonInfo,
+    clients: Callable[[], list[ClientInfo]],
+    home: Home,
+    stop: trio.Event,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answer on the control socket until `stop` is set; started once connections are taken.
+
+    Raises:
+        HomeError: the socket cannot be made.
+    """
+    listener = listen_on(home.control_socket)
+    config = HypercornConfig()
+    config.bind = [f"fd://{listener.detach()}"]  # Hypercorn closes it
+    config.errorlog = logging.getLogger("hypercorn")
+    config.accesslog = None
+    config.include_server_header = False
+    config.keep_alive_timeout = KEEP_ALIVE_S
+    config.graceful_timeout = GRACE_S
+    config.h11_max_incomplete_size = BODY_BYTES_MAX
+
+    async def serve(*, task_status: trio.TaskStatus[list[str]]) -> None:
+        await hypercorn.trio.serve(
+            build_app(pool, daemon, clients),  # type: ignore[arg-type]
+            config,
+            shutdown_trigger=stop.wait,
+            task_status=task_status,
+        )
+
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve)
+            task_status.started()
+    finally:
+        home.control_socket.unlink(missing_ok=True)

@@ -1,0 +1,216 @@
+"""The configuration file: TOML to frozen dataclasses, strictly.
+
+    format = 1
+
+    [pool]                      read when the pool is created
+    copies = 2                  1, 2 or 3 copies of everything
+    segment = "32M"             unit of allocation; chosen by size when absent
+
+    [[member]]                  one or more
+    path = "left.img"           relative to this file
+    size = "8G"                 to create a file; not needed for disks
+    host = "left"               copies avoid sharing a host
+
+    [nbd]
+    unix = true                 serve on HOME/nbd.sock
+    tcp = "127.0.0.1:10809"     and here; NBD has no passwords, so mind who can connect
+    connections = 256           at once
+
+    [cache]
+    pages = "256M"              block map
+    extents = "64M"             data read
+    buffers = "64M"             data not written yet
+
+`pool-configs/` has runnable examples.
+"""
+
+import os
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from admin.errors import ConfigError
+from admin.sizes import GIB, KIB, MIB, PIB, TIB
+from admin.tables import Table
+
+FORMAT = 1
+LOCAL_HOST = "local"
+"""The failure domain of members that name none: this machine."""
+MEMBERS_MAX = 256
+CONNECTIONS_MAX = 4096
+DEFAULT_MEMBER_BYTES = 64 * GIB
+"""Sparse: takes what is written, not this. Larger than a first try needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolConfig:
+    """How the pool is created; an existing pool keeps what it was created with."""
+
+    copies: int = 1
+    segment_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MemberConfig:
+    """One file or disk; `size_bytes` is needed only to create a file."""
+
+    path: Path
+    size_bytes: int | None = None
+    host: str = LOCAL_HOST
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """Where to listen; port 0 lets the system choose one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class NbdConfig:
+    """Where exports are served; each client costs a connection and its buffers."""
+
+    unix: bool = True
+    tcp: TcpAddress | None = None
+    connections_max: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """Memory, besides some 100 MiB for the daemon itself."""
+
+    page_bytes: int = 256 * MIB
+    extent_bytes: int = 64 * MIB
+    buffer_bytes: int = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything a daemon is told; `file` is None for the built-in default."""
+
+    members: tuple[MemberConfig, ...]
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    nbd: NbdConfig = field(default_factory=NbdConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    file: Path | None = None
+
+
+def load_config(file: Path) -> Config:
+    """Read a configuration file.
+
+    Raises:
+        ConfigError: it cannot be read, or something in it is not as expected.
+    """
+    try:
+        values = tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: not a text file in UTF-8: {error.reason}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file}: not valid TOML: {error}") from error
+    root = Table(file, values)
+    version = root.whole("format", 0, low=0, high=1 << 31) if root.has("format") else 0
+    if version != FORMAT:
+        newer = version > FORMAT
+        root.fail("format", f"expected {FORMAT}" + (f"; {version} needs a newer Cenote" * newer))
+    pool, nbd, cache = root.table("pool"), root.table("nbd"), root.table("cache")
+    config = Config(
+        members=_members(root, file.absolute().parent),
+        pool=_pool(pool),
+        nbd=_nbd(nbd),
+        cache=_cache(cache),
+        file=file,
+    )
+    for table in (root, pool, nbd, cache):
+        table.finish()
+    if config.pool.copies > len(config.members):
+        pool.fail(
+            "copies",
+            f"{config.pool.copies} copies need as many members; "
+            f"the file names {len(config.members)}",
+        )
+    return config
+
+
+def default_config(pool_dir: Path) -> Config:
+    """The configuration when there is no file: one sparse file in the home.
+
+    Its size is 64 GiB, or that of the whole file system where that is smaller.
+    """
+    existing = next(path for path in (pool_dir, *pool_dir.parents) if path.exists())
+    system = os.statvfs(existing)
+    room = system.f_frsize * system.f_blocks // MIB * MIB
+    size_bytes = min(DEFAULT_MEMBER_BYTES, room)
+    return Config(members=(MemberConfig(pool_dir / "member.img", size_bytes),))
+
+
+def parse_address(text: str) -> TcpAddress:
+    """Read `HOST:PORT`, with brackets around an IPv6 address.
+
+    Raises:
+        ValueError: it has another form; the message says which is right.
+    """
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f'expected "[ADDRESS]:PORT" for IPv6, got {text!r}')
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f'expected "HOST:PORT" such as "127.0.0.1:10809", got {text!r}')
+    return TcpAddress(host, int(port))
+
+
+def _members(root: Table, directory: Path) -> tuple[MemberConfig, ...]:
+    members: list[MemberConfig] = []
+    seen: dict[str, int] = {}
+    for index, table in enumerate(root.tables("member")):
+        path = directory / Path(table.text("path")).expanduser()
+        size_bytes = table.size("size", low=MIB, high=4 * PIB, grain=4 * KIB)
+        host = table.text("host", LOCAL_HOST)
+        table.finish()
+        # Links lead to the same device, and a device twice would be two copies in one place.
+        first = seen.setdefault(os.path.realpath(path), index)
+        if first != index:
+            table.fail("path", f"the same file or disk as member[{first}]: {path}")
+        members.append(MemberConfig(path, size_bytes, host))
+    if not members:
+        root.fail("member", 'is missing; name at least one: [[member]] with path = "..."')
+    if len(members) > MEMBERS_MAX:
+        root.fail("member", f"at most {MEMBERS_MAX} members, got {len(members)}")
+    return tuple(members)
+
+
+def _pool(table: Table) -> PoolConfig:
+    return PoolConfig(
+        copies=table.whole("copies", 1, low=1, high=3),
+        segment_bytes=table.size("segment", low=MIB, high=256 * MIB, grain=MIB),
+    )
+
+
+def _nbd(table: Table) -> NbdConfig:
+    unix = table.flag("unix", True)
+    tcp = None
+    address = table.text("tcp", "-")
+    if table.has("tcp"):
+        try:
+            tcp = parse_address(address)
+        except ValueError as error:
+            table.fail("tcp", str(error))
+    if not unix and tcp is None:
+        table.fail("unix", "nothing would be served; set unix = true or give tcp an address")
+    connections = table.whole("connections", 256, low=1, high=CONNECTIONS_MAX)
+    return NbdConfig(unix, tcp, connections)
+
+
+def _cache(table: Table) -> CacheConfig:
+    default = CacheConfig()
+    return CacheConfig(
+        page_bytes=table.size("pages", low=MIB, high=TIB) or default.page_bytes,
+        extent_bytes=table.size("extents", low=MIB, high=TIB) or default.extent_bytes,
+        buffer_bytes=table.size("buffers", low=8 * MIB, high=TIB) or default.buffer_bytes,
+    )

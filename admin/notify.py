@@ -1,0 +1,22 @@
+"""Tell the service manager how the daemon is doing (sd_notify), where there is one."""
+
+import os
+import socket
+
+
+def notify(*lines: str) -> None:
+    """Send `READY=1`, `STATUS=...` and the like to NOTIFY_SOCKET.
+
+    Does nothing without one, and ignores a manager that does not listen.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]  # the abstract namespace of Linux
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.connect(address)
+            channel.send("\n".join(lines).encode())
+    except OSError:
+        pass

@@ -1,0 +1,82 @@
+"""`HOME/pool/pool.json`: which pool this home serves, so that its absence is noticed.
+
+Without it, a daemon started before its disks are mounted would find no members and make a new,
+empty pool in their place.
+"""
+
+import json
+import os
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+from admin.errors import HomeError
+from admin.home import Home
+from admin.wire import decode, encode
+
+
+@dataclass(frozen=True, slots=True)
+class MemberRecord:
+    """A member by its UUID and the path where it was last."""
+
+    uuid: UUID
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRecord:
+    """The pool of a home; `created` is UTC, ISO 8601; `config` is None for the built-in one."""
+
+    pool: UUID
+    created: str
+    config: str | None = None
+    members: list[MemberRecord] = field(default_factory=list)
+
+
+def new_record(pool: UUID, config: Path | None) -> PoolRecord:
+    """A record of a pool met just now, its members not yet known."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return PoolRecord(pool, now, str(config.absolute()) if config else None)
+
+
+def read_record(home: Home) -> PoolRecord | None:
+    """The record of the home, or None when it never served a pool.
+
+    Raises:
+        HomeError: it is there and cannot be understood.
+    """
+    path = _path(home)
+    try:
+        return decode(PoolRecord, json.loads(path.read_text("utf-8")))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HomeError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise HomeError(f"damaged: {path}: {error}; restore or remove it") from error
+
+
+def write_record(home: Home, record: PoolRecord) -> None:
+    """Replace the record; after a crash the old or the new one is there."""
+    path = _path(home)
+    fresh = path.with_suffix(".new")
+    with fresh.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(encode(record), indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make names made in `directory` durable."""
+    handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _path(home: Home) -> Path:
+    return home.pool_dir / "pool.json"

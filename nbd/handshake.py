@@ -1,0 +1,256 @@
+"""NBD negotiation, server side: bytes in, events out, no I/O.
+
+Source: NBD proto.md, "Fixed newstyle negotiation". The server greets, the client
+answers with 4 bytes of flags, then options follow until one enters transmission.
+
+    feed `receive` -> `next_event`:
+        Need.DATA          wait for more bytes
+        ListRequest        answer with `answer_list` or `refuse`
+        ExportRequest      answer with `answer_export` or `refuse`
+        Ended              the client said goodbye
+    after each event send `data_to_send`; `entered` is set once transmission begins.
+
+An option whose name is not in `_handlers` is refused and skipped, so the stream
+stays in step whatever is asked.
+"""
+
+import struct
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from nbd.constants import (
+    INIT_MAGIC,
+    OPTION_MAGIC,
+    HandshakeFlag,
+    Option,
+    OptionReply,
+)
+from nbd.errors import ProtocolError
+from nbd.options import (
+    OPTION_HEADER,
+    ExportInfo,
+    OptionError,
+    decode_info_request,
+    decode_name,
+    encode_error,
+    encode_export_name_reply,
+    encode_infos,
+    encode_reply,
+    encode_server,
+)
+
+OPTION_BYTES_MAX = 64 << 10
+"""A GO with a 4096-byte name and thousands of information requests fits; nobody needs more."""
+OPTIONS_MAX = 1024
+"""A client that asks for INFO of every export of a large pool fits; endless haggling does not."""
+
+_GREETING = struct.Struct(">QQH").pack(
+    INIT_MAGIC, OPTION_MAGIC, HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
+)
+_CLIENT_FLAGS_BYTES = 4
+
+
+class Need(Enum):
+    """What a parser waits for."""
+
+    DATA = "data"
+
+
+@dataclass(frozen=True, slots=True)
+class ListRequest:
+    """The client wants the names of all exports."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportRequest:
+    """The client wants to know about an export or, with `enter`, to use it."""
+
+    name: str
+    enter: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The client gave up; send what is left and close."""
+
+
+Event = ListRequest | ExportRequest | Ended | Need
+
+
+@dataclass(slots=True)
+class _Pending:
+    """The option that waits for the caller's answer."""
+
+    option: int
+    kinds: frozenset[int] = frozenset()
+
+
+class ServerHandshake:
+    """One negotiation; see the module for the order of calls.
+
+    Args:
+        option_bytes_max: longer options end the connection.
+        options_max: more options end the connection.
+    """
+
+    def __init__(
+        self, *, option_bytes_max: int = OPTION_BYTES_MAX, options_max: int = OPTIONS_MAX
+    ) -> None:
+        self.structured = False
+        """Whether the client can take structured replies."""
+        self.entered = False
+        """Whether an export was entered; what follows on the wire are requests."""
+        self.shutting_down = False
+        """Set this to refuse every option from now on."""
+        self._option_bytes_max = option_bytes_max
+        self._options_left = options_max
+        self._input = bytearray()
+        self._output = bytearray(_GREETING)
+        self._no_zeroes: bool | None = None  # None until the client flags arrived
+        self._pending: _Pending | None = None
+        self._ended = False
+        self._handlers: dict[int, Callable[[bytes], Event | None]] = {
+            Option.EXPORT_NAME: self._on_export_name,
+            Option.ABORT: self._on_abort,
+            Option.LIST: self._on_list,
+            Option.INFO: lambda data: self._on_info(Option.INFO, data),
+            Option.GO: lambda data: self._on_info(Option.GO, data),
+            Option.STRUCTURED_REPLY: self._on_structured_reply,
+        }
+
+    def receive(self, data: bytes | bytearray | memoryview) -> None:
+        """Take bytes from the client."""
+        self._input += data
+
+    def data_to_send(self) -> bytes:
+        """Return what must go to the client now, once."""
+        data = bytes(self._output)
+        self._output.clear()
+        return data
+
+    def trailing(self) -> bytes:
+        """Return what the client sent behind its last option: the start of transmission."""
+        assert self.entered
+        return bytes(self._input)
+
+    def next_event(self) -> Event:
+        """Return the next event; the last one must have been answered.
+
+        Raises:
+            ProtocolError: bad magic, unknown client flags, a limit passed, or a request
+                that the protocol can only answer by closing.
+        """
+        assert self._pending is None
+        if self._no_zeroes is None and not self._take_client_flags():
+            return Need.DATA
+        while not (self._ended or self.entered):
+            option_and_data = self._take_option()
+            if option_and_data is None:
+                return Need.DATA
+            event = self._dispatch(*option_and_data)
+            if event is not None:
+                return event
+        return Ended() if self._ended else Need.DATA
+
+    def answer_list(self, names: Iterable[str]) -> None:
+        """Answer a ListRequest."""
+        option = self._take_pending().option
+        for name in names:
+            self._output += encode_server(option, name)
+        self._output += encode_reply(option, OptionReply.ACK)
+
+    def answer_export(self, info: ExportInfo) -> None:
+        """Answer an ExportRequest; `entered` is set when it asked to enter."""
+        pending = self._take_pending()
+        if pending.option == Option.EXPORT_NAME:
+            self._output += encode_export_name_reply(info, no_zeroes=bool(self._no_zeroes))
+        else:
+            self._output += encode_infos(pending.option, info, pending.kinds)
+            self._output += encode_reply(pending.option, OptionReply.ACK)
+        self.entered = pending.option != Option.INFO
+
+    def refuse(self, reply: OptionReply, message: str) -> None:
+        """Refuse the pending request; haggling goes on.
+
+        Raises:
+            ProtocolError: it was EXPORT_NAME, which knows no refusal but closing.
+        """
+        option = self._take_pending().option
+        if option == Option.EXPORT_NAME:
+            raise ProtocolError(message)
+        self._output += encode_error(option, reply, message)
+
+    def _take_pending(self) -> _Pending:
+        pending, self._pending = self._pending, None
+        assert pending is not None
+        return pending
+
+    def _take_client_flags(self) -> bool:
+        if len(self._input) < _CLIENT_FLAGS_BYTES:
+            return False
+        flags = int.from_bytes(self._input[:_CLIENT_FLAGS_BYTES])
+        del self._input[:_CLIENT_FLAGS_BYTES]
+        if flags & ~(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES):
+            raise ProtocolError(f"unknown client flags: flags={flags:#x}")
+        self._no_zeroes = bool(flags & HandshakeFlag.NO_ZEROES)
+        return True
+
+    def _take_option(self) -> tuple[int, bytes] | None:
+        if len(self._input) < OPTION_HEADER.size:
+            return None
+        magic, option, length = OPTION_HEADER.unpack_from(self._input)
+        if magic != OPTION_MAGIC:
+            raise ProtocolError(f"bad option magic: magic={magic:#x}")
+        if length > self._option_bytes_max:
+            raise ProtocolError(f"option is too long: option={option} bytes={length}")
+        if not self._options_left:
+            raise ProtocolError("too many options")
+        end = OPTION_HEADER.size + length
+        if len(self._input) < end:
+            return None
+        self._options_left -= 1
+        data = bytes(self._input[OPTION_HEADER.size : end])
+        del self._input[:end]
+        return option, data
+
+    def _dispatch(self, option: int, data: bytes) -> Event | None:
+        handler = self._handlers.get(option)
+        try:
+            if self.shutting_down and option != Option.ABORT:
+                raise OptionError(OptionReply.ERR_SHUTDOWN, "server is shutting down")
+            if handler is None:
+                raise OptionError(OptionReply.ERR_UNSUP, f"unsupported option: option={option}")
+            return handler(data)
+        except OptionError as refusal:
+            if option == Option.EXPORT_NAME:
+                raise ProtocolError(str(refusal)) from None
+            self._output += encode_error(option, refusal.reply, str(refusal))
+            return None
+
+    def _on_export_name(self, data: bytes) -> Event:
+        name = decode_name(data)
+        self._pending = _Pending(Option.EXPORT_NAME)
+        return ExportRequest(name, enter=True)
+
+    def _on_abort(self, _: bytes) -> Event:
+        self._output += encode_reply(Option.ABORT, OptionReply.ACK)
+        self._ended = True
+        return Ended()
+
+    def _on_list(self, data: bytes) -> Event:
+        if data:
+            raise OptionError(OptionReply.ERR_INVALID, "LIST takes no data")
+        self._pending = _Pending(Option.LIST)
+        return ListRequest()
+
+    def _on_info(self, option: Option, data: bytes) -> Event:
+        name, kinds = decode_info_request(data)
+        self._pending = _Pending(option, kinds)
+        return ExportRequest(name, enter=option == Option.GO)
+
+    def _on_structured_reply(self, data: bytes) -> None:
+        if data:
+            raise OptionError(OptionReply.ERR_INVALID, "STRUCTURED_REPLY takes no data")
+        self.structured = True
+        self._output += encode_reply(Option.STRUCTURED_REPLY, OptionReply.ACK)

@@ -1,0 +1,82 @@
+"""Listening sockets, ready for `Server.serve`."""
+
+import errno
+import os
+import socket
+from pathlib import Path
+
+BACKLOG = 128
+"""Clients that may wait to be accepted; a host that restarts all its guests at once fits."""
+
+
+def listen_unix(path: Path) -> socket.socket:
+    """Listen on a Unix socket that only this user can reach; a stale one is replaced.
+
+    Raises:
+        OSError: EADDRINUSE when another process listens there; or as `bind`.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket():
+            _remove_stale(path)
+        mask = os.umask(0o177)  # between bind and chmod anybody could connect
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(mask)
+        return _listen(sock)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def listen_tcp(host: str, port: int) -> list[socket.socket]:
+    """Listen on every address of `host`; port 0 takes a free one, the same for all.
+
+    Raises:
+        OSError: the name does not resolve, or as `bind`.
+    """
+    sockets: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            sock = socket.socket(family, kind, protocol)
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((address[0], port, *address[2:]))
+            port = sock.getsockname()[1]
+            _listen(sock)
+    except BaseException:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
+
+
+def close_listener(sock: socket.socket) -> None:
+    """Close a listener and remove the path of a Unix socket. Closing twice is harmless."""
+    if sock.fileno() < 0:
+        return
+    path = sock.getsockname() if sock.family == socket.AF_UNIX else None
+    sock.close()
+    if path:
+        Path(path).unlink(missing_ok=True)
+
+
+def _listen(sock: socket.socket) -> socket.socket:
+    sock.setblocking(False)
+    sock.listen(BACKLOG)
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        refused = probe.connect_ex(str(path)) == errno.ECONNREFUSED
+    if not refused:
+        raise OSError(errno.EADDRINUSE, "somebody listens on the socket", str(path))
+    path.unlink()

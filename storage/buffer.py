@@ -1,0 +1,135 @@
+"""The write buffer: what becomes one commit.
+
+Blocks are appended to one flat piece of memory in order of arrival; an index per layer says
+which block is where. A block written again while the buffer is open takes its old place,
+so it is stored once (R9: the index is kept per layer). A sealed buffer never changes (R1).
+
+The index is also the overlay: readers look into the buffers of a layer, newest first,
+before they look into the map, until the commit is durable and the map has it.
+"""
+
+from typing import TYPE_CHECKING
+
+import trio
+from typing_extensions import Buffer
+
+from blockdev.errors import DeviceError
+from storage.entry import BLOCK_BYTES
+
+if TYPE_CHECKING:
+    from storage.encode import EncodedCommit
+
+
+class LayerBuffer:
+    """What one buffer holds of one layer."""
+
+    __slots__ = ("buffer", "index", "zeroes")
+
+    def __init__(self, buffer: "WriteBuffer"):
+        self.buffer = buffer
+        self.index: dict[int, int] = {}
+        """Block number to place in the buffer, in blocks."""
+        self.zeroes: list[tuple[int, int]] = []
+        """[first, end) ranges that read zero unless the index has the block: a range comes
+        before every block of the index that lies in it."""
+
+    def covers_with_zero(self, block: int) -> bool:
+        """Whether a zero range of this buffer holds the block."""
+        return any(first <= block < end for first, end in self.zeroes)
+
+    def put_zeroes(self, first: int, end: int) -> None:
+        """Zero [first, end): what this buffer holds of it is forgotten."""
+        index = self.index
+        if len(index) < end - first:
+            stale = [block for block in index if first <= block < end]
+        else:
+            stale = [block for block in range(first, end) if block in index]
+        for block in stale:
+            del index[block]
+        if self.zeroes and self.zeroes[-1][1] == first:
+            self.zeroes[-1] = (self.zeroes[-1][0], end)
+        else:
+            self.zeroes.append((first, end))
+
+
+class WriteBuffer:
+    """Blocks, zero ranges and operations on their way to one commit."""
+
+    __slots__ = (
+        "capacity",
+        "data",
+        "done",
+        "encoded",
+        "encoding",
+        "error",
+        "layers",
+        "opened_at",
+        "operations",
+        "records",
+        "used",
+        "view",
+        "wanted",
+    )  # fmt: skip
+
+    def __init__(self, capacity_blocks: int, opened_at: float):
+        self.capacity = capacity_blocks
+        self.data = bytearray(capacity_blocks * BLOCK_BYTES)
+        self.view = memoryview(self.data)
+        self.used = 0
+        """Blocks of memory taken; overwritten ones count once, zeroed ones still count."""
+        self.records = 0
+        """Zero ranges and operations, which take room in the record table."""
+        self.opened_at = opened_at
+        self.layers: dict[int, LayerBuffer] = {}
+        self.operations: list[bytes] = []
+        self.wanted = False
+        """Somebody waits for it to be durable."""
+        self.done = trio.Event()
+        """Set when durable, or failed: see `error`."""
+        self.error: DeviceError | None = None
+        self.encoded: EncodedCommit | None = None
+        self.encoding: trio.Event | None = None
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to commit."""
+        return not (self.layers or self.operations)
+
+    def layer(self, number: int) -> LayerBuffer:
+        """This buffer's part of a layer, made at first use."""
+        part = self.layers.get(number)
+        if part is None:
+            part = self.layers[number] = LayerBuffer(self)
+        return part
+
+    def put(self, part: LayerBuffer, block: int, count: int, data: Buffer) -> bool:
+        """Append `count` whole blocks; False when they do not fit, with nothing changed.
+
+        Cost: one copy, and one dictionary item per block.
+        """
+        index = part.index
+        if count == 1:
+            place = index.get(block)
+            if place is None:
+                place = self.used
+                if place >= self.capacity:
+                    return False
+                self.used = place + 1
+                index[block] = place
+            start = place * BLOCK_BYTES
+            self.view[start : start + BLOCK_BYTES] = memoryview(data)
+            return True
+        place = self.used
+        if place + count > self.capacity:
+            return False
+        # An overwritten block's old place is left behind as a hole, never referred to again.
+        self.used = place + count
+        start = place * BLOCK_BYTES
+        self.view[start : start + count * BLOCK_BYTES] = memoryview(data)
+        index.update(zip(range(block, block + count), range(place, place + count), strict=True))
+        return True
+
+    def block(self, place: int) -> memoryview:
+        """The memory of one block."""
+        start = place * BLOCK_BYTES
+        return self.view[start : start + BLOCK_BYTES]

@@ -1,0 +1,501 @@
+"""The log: buffers become commits, commits become durable.
+
+One task, the committer, does all of it (R1); clients only wait for the outcome, and may
+be cancelled without effect on it. Sealed buffers are encoded, placed behind each other and
+written to every copy; a flush makes all of them durable at once, whoever asked. Buffers live
+until then, so whatever a failed copy or a failed flush loses can be written again elsewhere (R4).
+
+When a copy fails, the log leaves the segment: a new one is taken on members in sync, a
+superblock records on all of them who is stale and where the log goes on (R5), and what was not
+durable is written there again.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import trio
+from typing_extensions import Buffer
+
+from blockdev.errors import ClosedError, DeviceError, NoSpaceError
+from storage import encode
+from storage.buffer import LayerBuffer, WriteBuffer
+from storage.commit import CommitHeader, Records
+from storage.encode import EncodedCommit, PlacedCommit
+from storage.entry import BLOCK_SHIFT
+from storage.environment import Environment
+from storage.layer import Layer
+from storage.root import LogPosition
+from storage.roster import Roster
+from storage.segments import Segment, SegmentTable, State
+from storage.space import SpaceBudget
+from storage.store import Failure, Store, only_full
+from storage.superblock import JUMPS_MAX, Jump
+
+log = logging.getLogger("cenote.storage")
+
+FLUSH_BYTES = 16 << 20
+"""Written but not flushed: beyond this the committer flushes unasked, so that memory is freed."""
+
+ENCODE_INLINE_BLOCKS = 16
+"""Smaller buffers are encoded in line: 16 blocks take 0.1 ms, a thread as much."""
+
+RELOCATIONS_MAX = 4
+"""In a row without a durable commit; then the pool gives up rather than go round for ever."""
+
+STALL_RETRY_S = 0.5
+RECORDS_MAX = 4096
+"""Zero ranges and operations in one buffer; keeps record tables small."""
+
+
+class Target(Protocol):
+    """What is written to: its head layer may change whenever the writer waits."""
+
+    layer: Layer
+
+
+class CopyFailed(Exception):
+    """Copies of a commit could not be written or flushed; the log must relocate."""
+
+    def __init__(self, failures: list[Failure]):
+        super().__init__(str(failures))
+        self.failures = failures
+
+
+@dataclass(slots=True)
+class Written:
+    """A commit that is written, not yet durable. `buffer` is None for an announcement."""
+
+    position: LogPosition
+    records: Records
+    buffer: WriteBuffer | None
+
+
+class Log:
+    """Appends, group commits and flushes; see the module."""
+
+    def __init__(
+        self, env: Environment, table: SegmentTable, store: Store, roster: Roster,
+        space: SpaceBudget, start: LogPosition, on_durable: Callable[[Written], None],
+    ):  # fmt: skip
+        self.durable = start
+        """Everything through this point is durable."""
+        self.commits = 0
+        """Since this log was opened."""
+        self.failure: DeviceError | None = None
+        self.open: WriteBuffer | None = None
+        self._end = start
+        self._env = env
+        self._table = table
+        self._store = store
+        self._roster = roster
+        self._space = space
+        self._on_durable = on_durable
+        self._segment: Segment = table[start.announced or start.segment]
+        self._queue: deque[WriteBuffer] = deque()
+        self._retained: list[Written] = []
+        self._retained_bytes = 0
+        self._losses: dict[int, int] = {}
+        """`losses` of each member when it was first written since the last flush."""
+        self._relocations = 0
+        self._starved = False
+        """A writer waits for memory: flush without being asked."""
+        self._stalled: NoSpaceError | None = None
+        self._kick = trio.Event()
+        self._pulse = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        if start.announced:
+            begun = replace(start, segment=start.announced, offset=0, announced=0)
+            self._end = self.durable = begun
+
+    # -- clients
+
+    def try_put(self, layer: Layer, block: int, count: int, data: Buffer) -> bool:
+        """Take `count` whole blocks into the open buffer; False when that needs waiting.
+
+        Cost: one copy and a dictionary item per block; no system call, no suspension.
+        """
+        buffer = self.open
+        if buffer is not None:
+            part = buffer.layers.get(layer.number)
+            if part is None:
+                part = self._join(buffer, layer)
+            if buffer.put(part, block, count, data):
+                return True
+        if self._fits() < count:
+            return False
+        assert self.open is not None
+        return self.open.put(self._join(self.open, layer), block, count, data)
+
+    async def put(self, target: Target, block: int, count: int, data: Buffer) -> None:
+        """Take whole blocks, waiting for memory; may be spread over several commits, and, when
+        a snapshot is made meanwhile, over two layers.
+
+        Raises:
+            NoSpaceError: the pool is full; earlier blocks of `data` may have been taken.
+        """
+        view = memoryview(data)
+        done = 0
+        while done < count:
+            n = min(self._fits(), count - done)
+            if n:
+                piece = view[done << BLOCK_SHIFT : (done + n) << BLOCK_SHIFT]
+                taken = self.try_put(target.layer, block + done, n, piece)
+                assert taken
+                done += n
+            else:
+                await self._wait_for_room()
+
+    def _fits(self) -> int:
+        """Blocks that the open buffer still takes; a full one is sealed and another opened."""
+        if self.failure is not None:
+            raise self.failure
+        if self.open is not None and self.open.used < self.open.capacity:
+            return self.open.capacity - self.open.used
+        self.seal()
+        buffer = self._open_buffer()
+        return 0 if buffer is None else buffer.capacity
+
+    async def put_zeroes(self, target: Target, first: int, end: int) -> None:
+        """Zero the blocks [first, end): one range record, whatever its length."""
+        while True:
+            buffer = self.open or self._open_buffer(reserve=True)
+            if buffer is not None:
+                break
+            await self._wait_for_room()
+        self._join(buffer, target.layer).put_zeroes(first, end)
+        buffer.records += 1
+        if buffer.records >= RECORDS_MAX:
+            self.seal()
+
+    def put_operation(self, operation: bytes) -> WriteBuffer:
+        """Log an operation behind all writes so far and seal (R9); returns the buffer."""
+        if self.failure is not None:
+            raise self.failure
+        if self._stalled is not None:
+            raise NoSpaceError(str(self._stalled))
+        # One more small buffer beyond the bound at most: operations are rare and serial.
+        buffer = self.open or self._open_buffer(reserve=True, unbounded=True)
+        assert buffer is not None
+        buffer.operations.append(operation)
+        self.seal()
+        return buffer
+
+    def _join(self, buffer: WriteBuffer, layer: Layer) -> LayerBuffer:
+        part = buffer.layers.get(layer.number)
+        if part is None:
+            part = buffer.layer(layer.number)
+            layer.overlays.insert(0, part)
+        return part
+
+    def _open_buffer(self, *, reserve: bool = False, unbounded: bool = False) -> WriteBuffer | None:
+        if self.failure is not None:
+            raise self.failure
+        blocks = 0 if self._stalled else self._space.grant(self._room_in_segment(), unbounded)
+        if not blocks and not (reserve and self._space.has_memory(unbounded)):
+            return None
+        self.open = WriteBuffer(blocks, trio.current_time())
+        self._space.held(self.open)
+        return self.open
+
+    def _room_in_segment(self) -> int:
+        return self._table.segment_bytes - self._end.offset
+
+    async def _wait_for_room(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if self._stalled:
+            raise NoSpaceError(str(self._stalled))
+        if self._space.busy or self._space.paused:
+            # A flush of what is written gives memory back, and tells what space is left.
+            self._starved = True
+            self._kick.set()
+            await self._pulse.wait()
+        else:
+            await self._space.make_room()
+
+    def seal(self) -> None:
+        """Close the open buffer; what is in it becomes the next commit."""
+        buffer = self.open
+        if buffer is None:
+            return
+        self.open = None
+        if buffer.empty:
+            self._space.released(buffer)
+            return
+        self._queue.append(buffer)
+        if buffer.used > ENCODE_INLINE_BLOCKS and self._nursery is not None:
+            buffer.encoding = trio.Event()
+            self._nursery.start_soon(self._encode_ahead, buffer)
+        self._kick.set()
+
+    def last(self) -> WriteBuffer | None:
+        """The newest buffer that is not durable, sealed now; None when all is durable."""
+        self.seal()
+        if self._queue:
+            return self._queue[-1]
+        return next((w.buffer for w in reversed(self._retained) if w.buffer), None)
+
+    async def flush(self) -> None:
+        """Return when everything taken before this call is durable.
+
+        Raises:
+            NoSpaceError: it cannot be written for lack of space; it is kept, try again.
+            DeviceError: it is lost.
+        """
+        buffer = self.last()
+        if buffer is not None:
+            await self.wait(buffer)
+        elif self.failure is not None:
+            raise self.failure
+
+    async def wait(self, buffer: WriteBuffer) -> None:
+        """Return when a buffer is durable. Raises as `flush`; cancelling has no effect on it."""
+        buffer.wanted = True
+        self._kick.set()
+        while not buffer.done.is_set():
+            if self._stalled is not None:
+                raise NoSpaceError(str(self._stalled))
+            await self._pulse.wait()
+        if buffer.error is not None:
+            raise buffer.error
+
+    async def close(self) -> None:
+        """Make all durable, then take nothing more. Raises as `flush`."""
+        while self.last() is not None:
+            await self.flush()
+        if self.failure is None:
+            self.failure = ClosedError("the pool is closed")
+        self.pulse()
+
+    def nudge(self, age_s: float) -> None:
+        """Start to commit an open buffer that is older than `age_s`, without waiting for it."""
+        if self.open is not None and trio.current_time() - self.open.opened_at >= age_s:
+            buffer = self.last()
+            if buffer is not None:
+                buffer.wanted = True
+
+    def pulse(self) -> None:
+        """Wake whoever waits for memory, space or durability to look again."""
+        self._pulse.set()
+        self._pulse = trio.Event()
+
+    # -- the committer
+
+    async def run(self) -> None:
+        """Commit for ever; the pool's nursery runs this, nothing else cancels it."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            while self.failure is None:
+                await self._kick.wait()
+                self._kick = trio.Event()
+                await self._work()
+
+    async def _work(self) -> None:
+        try:
+            while self._queue or self._must_flush():
+                try:
+                    await self._drain()
+                    self._stalled = None
+                except CopyFailed as failed:
+                    await self._relocate(failed.failures)
+        except NoSpaceError as error:
+            if self._stalled is None:
+                log.error("commits wait for space: %s", error)
+            self._stalled = error
+            self.pulse()
+            await trio.sleep(STALL_RETRY_S)
+            self._kick.set()
+        except DeviceError as error:
+            self.die(error)
+
+    async def _drain(self) -> None:
+        while self._queue:
+            buffer = self._queue[0]
+            encoded = await self._encoded(buffer)
+            # Alone and awaited: one FUA write instead of a write and a flush.
+            fua = buffer.wanted and len(self._queue) == 1 and not self._retained
+            placed = await self._append(encoded, fua=fua)
+            self._queue.popleft()
+            self._space.written(buffer)
+            self._retain(placed, buffer)
+            if fua and len(self._retained) == 1:
+                self._losses.clear()
+                self._settle()
+            elif self._retained_bytes >= FLUSH_BYTES:
+                break
+        if self._must_flush():
+            await self._make_durable()
+
+    def _must_flush(self) -> bool:
+        if not self._retained:
+            return False
+        return (
+            self._starved
+            or self._retained_bytes >= FLUSH_BYTES
+            or any(w.buffer is not None and w.buffer.wanted for w in self._retained)
+        )
+
+    async def _encoded(self, buffer: WriteBuffer) -> EncodedCommit:
+        if buffer.encoding is not None:
+            await buffer.encoding.wait()
+        if buffer.encoded is None:
+            buffer.encoded = encode.encode(buffer)
+        return buffer.encoded
+
+    async def _encode_ahead(self, buffer: WriteBuffer) -> None:
+        assert buffer.encoding is not None
+        try:
+            buffer.encoded = await self._env.offload(lambda: encode.encode(buffer))
+        finally:
+            buffer.encoding.set()
+
+    async def _append(self, encoded: EncodedCommit, *, fua: bool) -> PlacedCommit:
+        if self._table.is_degraded(self._segment):
+            raise CopyFailed([])
+        align = self._roster.superblock.commit_align
+        # One alignment stays free at the end for the commit that announces the next segment.
+        if self._end.offset + encoded.placed_bytes_max(align) + align > self._table.segment_bytes:
+            await self._roll()
+            fua = False
+        placed = encode.place(encoded, self._next_header(), align)
+        await self._write(placed, fua=fua)
+        return placed
+
+    async def _roll(self) -> None:
+        """Announce a new segment and go on in it (R14)."""
+        number = self._end.commit + 1
+        segment = await self._table.allocate(announced_in=number)
+        nothing = EncodedCommit([], [], [], 0, [])
+        announcement = ((segment.number, segment.copies),)
+        align = self._roster.superblock.commit_align
+        placed = encode.place(nothing, self._next_header(), align, announcement)
+        try:
+            await self._write(placed, fua=False)
+        except CopyFailed:
+            self._abandon(segment)
+            raise
+        self._segment.state = State.SEALED
+        self._segment = segment
+        self._end = replace(self._end, segment=segment.number, offset=0)
+        self._retain(placed, None)
+
+    def _next_header(self) -> CommitHeader:
+        sb = self._roster.superblock
+        return CommitHeader(
+            sb.pool_uuid, self._end.commit + 1, self._segment.number, self._end.offset, 0, 0,
+            sb.epoch, self.durable.commit, self._end.checksum, 0,
+        )  # fmt: skip
+
+    async def _write(self, placed: PlacedCommit, *, fua: bool) -> None:
+        for member, _ in self._segment.places:
+            self._losses.setdefault(member.index, member.losses)
+        failures = await self._store.write(
+            self._segment, placed.header.offset, placed.data, fua=fua
+        )
+        if failures:
+            if only_full(failures):
+                raise NoSpaceError(f"no space below a member: {failures[0].error}")
+            raise CopyFailed(failures)
+        header = placed.header
+        self._end = LogPosition(
+            header.number, header.checksum, header.segment, header.offset + header.total_bytes
+        )
+        self._segment.used_bytes = self._end.offset
+        self._segment.last_commit = header.number
+        self.commits += 1
+
+    def _retain(self, placed: PlacedCommit, buffer: WriteBuffer | None) -> None:
+        self._retained.append(Written(self._end, placed.records, buffer))
+        self._retained_bytes += placed.header.total_bytes
+
+    async def _make_durable(self) -> None:
+        members = [m for m in self._roster.in_sync() if m.index in self._losses]
+        failures = await self._store.flush(members)
+        for member in members:
+            if member.losses != self._losses[member.index] and not failures:
+                failures.append(Failure(member, DeviceError("an earlier flush failed")))
+        if failures or any(self._table.is_degraded(s) for s in self._unflushed_segments()):
+            raise CopyFailed(failures)
+        self._losses.clear()
+        self._settle()
+
+    def _unflushed_segments(self) -> set[Segment]:
+        return {self._table[w.position.segment] for w in self._retained} | {self._segment}
+
+    def _settle(self) -> None:
+        """All that is written is durable: the map takes it, waiters go on."""
+        done, self._retained = self._retained, []
+        self._retained_bytes = 0
+        self._relocations = 0
+        self._starved = False
+        for written in done:
+            self.durable = written.position
+            self._on_durable(written)
+            if written.buffer is not None:
+                self._space.released(written.buffer)
+                written.buffer.done.set()
+        self.pulse()
+
+    # -- failures
+
+    async def _relocate(self, failures: list[Failure]) -> None:
+        """Go on in a new segment on members in sync, from the last durable commit (R4, R5)."""
+        self._relocations += 1
+        if self._relocations > RELOCATIONS_MAX:
+            raise failures[0].error if failures else DeviceError("copies fail again and again")
+        for failure in failures:
+            self._roster.fail(failure.member, self.durable.commit, failure.error)
+        segment = await self._table.allocate(announced_in=self.durable.commit)
+        jump = Jump(self.durable.commit, self.durable.checksum, segment.number, segment.copies)
+        await self._roster.publish(lambda sb: replace(sb, jumps=with_jump(sb.jumps, jump)))
+        log.warning(
+            "log goes on elsewhere: after_commit=%d segment=%d", jump.after_commit, segment.number
+        )
+        for abandoned in self._unflushed_segments():
+            self._abandon(abandoned)
+        again = [w.buffer for w in self._retained if w.buffer is not None]
+        for buffer in again:
+            self._space.requeued(buffer)
+        self._queue.extendleft(reversed(again))
+        self._retained = []
+        self._retained_bytes = 0
+        self._losses.clear()
+        self._segment = segment
+        self._end = self.durable = LogPosition(
+            self.durable.commit, self.durable.checksum, segment.number, 0
+        )
+
+    def _abandon(self, segment: Segment) -> None:
+        segment.state = State.SEALED
+        segment.last_commit = min(segment.last_commit, self.durable.commit)
+        segment.announced_in = min(segment.announced_in, self.durable.commit)
+
+    def die(self, error: DeviceError) -> None:
+        """Give up: nothing more is written; all who wait get the error."""
+        if self.failure is not None:
+            return
+        log.critical("the pool takes no more writes: %s", error)
+        self.failure = error
+        lost = [w.buffer for w in self._retained if w.buffer] + list(self._queue)
+        if self.open is not None:
+            lost.append(self.open)
+            self.open = None
+        for buffer in lost:
+            buffer.error = error
+            buffer.done.set()
+        self.pulse()
+
+
+def with_jump(jumps: tuple[Jump, ...], jump: Jump) -> tuple[Jump, ...]:
+    """The list with one more; a jump from the same commit is replaced.
+
+    Raises:
+        DeviceError: the list is full; a checkpoint would have emptied it.
+    """
+    kept = tuple(j for j in jumps if j.after_commit != jump.after_commit)
+    if len(kept) >= JUMPS_MAX:
+        raise DeviceError(f"too many failures since the last checkpoint: jumps={len(kept)}")
+    return (*kept, jump)

@@ -1,0 +1,107 @@
+"""Writes metadata: pages, directories, tables and the root of a checkpoint.
+
+Metadata lies in segments of its own, apart from the log: it dies at another pace, and
+nothing has to be announced, because only what a superblock names counts. Pieces are packed at 64
+bytes; each `finish` ends on the commit alignment, so that no physical block with flushed data is
+written again (R15).
+"""
+
+from blockdev.errors import DeviceError
+from storage import codec
+from storage.codec import digest_of
+from storage.entry import OFFSET_GRAIN_BYTES, pack_a, pack_b
+from storage.segments import Segment, SegmentTable, State
+from storage.store import Failure, Store
+
+CHUNK_BYTES = 1 << 20
+"""Written at once; with 1 MiB segments a quarter of it."""
+
+PIECE_BYTES_MAX = 64 << 10
+"""Larger metadata is cut: an entry locates at most 64 KiB."""
+
+
+class MetaWriteError(DeviceError):
+    """Copies failed while metadata was written; nothing names it, so the attempt starts again."""
+
+    def __init__(self, failures: list[Failure]):
+        super().__init__(f"metadata write failed: {failures[0].error}")
+        self.failures = failures
+
+
+class MetaWriter:
+    """An append-only stream of metadata over segments of its own."""
+
+    def __init__(self, store: Store, table: SegmentTable, align: int):
+        self.segment: Segment | None = None
+        self.offset = 0
+        """Where the next chunk is written; what lies before is on the members."""
+        self._store = store
+        self._table = table
+        self._align = align
+        self._chunk = bytearray()
+
+    def go_on(self, segment: int, offset: int) -> None:
+        """Continue behind the last checkpoint, in its segment."""
+        self.segment = self._table[segment]
+        self.segment.state = State.OPEN
+        self.offset = offset
+
+    async def append(self, data: bytes) -> tuple[int, int]:
+        """Store one piece of at most 64 KiB; returns its entry words.
+
+        Raises:
+            MetaWriteError: a copy failed.
+            NoSpaceError: no segment is free.
+        """
+        kind, stored = codec.pack(data)
+        segment = await self._room_for(len(stored))
+        at = self.offset + len(self._chunk)
+        self._chunk += stored
+        self._chunk += bytes(-len(stored) % OFFSET_GRAIN_BYTES)
+        if len(self._chunk) >= min(CHUNK_BYTES, self._table.segment_bytes // 4):
+            await self._write()
+        return pack_a(kind, segment.number, at), pack_b(len(stored), 1, digest_of(stored))
+
+    async def append_long(self, data: bytes) -> list[tuple[int, int]]:
+        """Store any amount, cut into pieces; returns their entry words in order."""
+        return [
+            await self.append(data[start : start + PIECE_BYTES_MAX])
+            for start in range(0, len(data), PIECE_BYTES_MAX)
+        ]
+
+    async def _room_for(self, stored_bytes: int) -> Segment:
+        segment = self.segment
+        if segment is not None and not self._table.is_degraded(segment):
+            end = self.offset + len(self._chunk) + stored_bytes + self._align
+            if end <= self._table.segment_bytes:
+                return segment
+        await self._write()
+        if segment is not None:
+            segment.state = State.SEALED
+        self.segment = await self._table.allocate()
+        self.offset = 0
+        return self.segment
+
+    async def _write(self) -> None:
+        if not self._chunk:
+            return
+        assert self.segment is not None
+        data = self._chunk
+        data += bytes(-len(data) % self._align)
+        self._chunk = bytearray()
+        failures = await self._store.write(self.segment, self.offset, data)
+        self.offset += len(data)
+        self.segment.used_bytes = self.offset
+        if failures:
+            raise MetaWriteError(failures)
+
+    async def finish(self) -> None:
+        """Write what is left; afterwards a flush makes everything durable."""
+        await self._write()
+
+    def abandon(self) -> None:
+        """After a failure: what was written is never named; go on behind it."""
+        self._chunk = bytearray()
+        if self.segment is not None:
+            self.segment.state = State.SEALED
+            self.segment = None

@@ -1,0 +1,337 @@
+"""Opening a pool: who is here, who counts, what is on disk.
+
+In order: read the superblocks, refuse whatever does not belong together, take the pool by raising
+its epoch (R16), load the newest checkpoint, replay the log behind it, bring the copies level
+and flush them, and name the end of the log in the superblocks, going on in a fresh segment (R2).
+Only then is anything served.
+"""
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from uuid import UUID
+
+from blockdev.errors import DeviceError
+from storage import pageblob, root
+from storage.blockmap import BlockMap
+from storage.catalogue import Catalogue, decode
+from storage.codec import digest_of
+from storage.environment import Environment
+from storage.errors import (
+    DamagedError,
+    FencedError,
+    ForeignMemberError,
+    MissingMemberError,
+    NotAMemberError,
+    PoolError,
+)
+from storage.layer import Layer
+from storage.log import with_jump
+from storage.member import Member, MemberDevice, read_superblock
+from storage.meta import PIECE_BYTES_MAX
+from storage.replay import Replay
+from storage.root import LogPosition, Piece, Root
+from storage.roster import Roster
+from storage.segments import SegmentTable, State
+from storage.store import Store
+from storage.superblock import Jump, MemberRow, Superblock
+
+log = logging.getLogger("cenote.storage")
+
+Offered = list[tuple[MemberDevice, Superblock]]
+
+
+@dataclass
+class Opened:
+    """A pool after recovery, before anything runs."""
+
+    roster: Roster
+    table: SegmentTable
+    store: Store
+    blockmap: BlockMap
+    catalogue: Catalogue
+    position: LogPosition
+    root: Root | None
+    meta_end: tuple[int, int] | None
+    """(segment, offset) where metadata goes on."""
+    replayed: int
+
+
+# -- who is here
+
+
+async def read_all(offered: Sequence[MemberDevice]) -> Offered:
+    """Every device with its newest superblock.
+
+    Raises:
+        NotAMemberError: a device has none.
+    """
+    found: Offered = []
+    for each in offered:
+        sb = await read_superblock(each.device)
+        if sb is None:
+            raise NotAMemberError(
+                f"not a member of a pool, or its superblocks are destroyed: member={each.name}"
+            )
+        found.append((each, sb))
+    if not found:
+        raise MissingMemberError("no member is attached: name at least one")
+    return found
+
+
+def newest_of(found: Offered) -> Superblock:
+    """The superblock that counts, after making sure that all belong together.
+
+    Raises:
+        ForeignMemberError: members of several pools, a copied member, or a pool that was taken
+            twice on different members.
+    """
+    newest_device, newest = max(found, key=lambda pair: pair[1].order)
+    known = {row.uuid: row for row in newest.members}
+    seen: dict[UUID, str] = {}
+    for each, sb in found:
+        if sb.pool_uuid != newest.pool_uuid:
+            raise ForeignMemberError(
+                f"members belong to different pools: {each.name} is of pool {sb.pool_uuid}, "
+                f"{newest_device.name} of {newest.pool_uuid}"
+            )
+        if sb.me.uuid in seen:
+            raise ForeignMemberError(
+                f"one member twice, is one a copy? detach one of: {seen[sb.me.uuid]}, {each.name}"
+            )
+        if sb.me.uuid not in known:
+            raise ForeignMemberError(f"no longer a member of this pool: member={each.name}")
+        seen[sb.me.uuid] = each.name
+        if each.device.size_bytes < known[sb.me.uuid].size_bytes:
+            raise DamagedError(
+                f"member is smaller than it was: member={each.name} "
+                f"size={each.device.size_bytes} was={known[sb.me.uuid].size_bytes}"
+            )
+        _refuse_split(newest, newest_device.name, sb, each.name)
+    return newest
+
+
+def _refuse_split(newest: Superblock, newest_name: str, sb: Superblock, name: str) -> None:
+    """Both sides of a pool that went on twice without each other are kept from being mixed."""
+    mine = next(row for row in sb.members if row.uuid == newest.me.uuid)
+    twice = sb.epoch == newest.epoch and sb.holder != newest.holder
+    if twice or (mine.stale_since is not None and newest.me.stale_since is None):
+        raise ForeignMemberError(
+            "the pool was opened separately on different members, which now differ; "
+            f"detach the side you do not want: {newest_name}, {name}"
+        )
+
+
+def attach(newest: Superblock, found: Offered, without: Collection[UUID]) -> list[Member | None]:
+    """Members in the order of the table; None for those missing.
+
+    Raises:
+        MissingMemberError: one that is not recorded stale is missing (R5).
+    """
+    by_uuid = {sb.me.uuid: each for each, sb in found}
+    members: list[Member | None] = []
+    for index, row in enumerate(newest.members):
+        each = by_uuid.get(row.uuid)
+        if each is not None:
+            members.append(Member(index, each, row, newest.segment_bytes))
+            continue
+        if row.stale_since is None and row.uuid not in without:
+            raise MissingMemberError(
+                f"a member is missing that the pool counts on, attach it or open without it: "
+                f"member={row.uuid} host={row.host}"
+            )
+        members.append(None)
+    return members
+
+
+# -- taking it
+
+
+async def take(newest: Superblock, members: list[Member | None], env: Environment) -> Roster:
+    """Raise the epoch on every member in sync and read it back (R16).
+
+    Raises:
+        FencedError: somebody else took it at the same time.
+        PoolError: no member is in sync.
+    """
+    rows: list[MemberRow] = [
+        replace(row, stale_since=newest.durable_commit)
+        if member is None and row.stale_since is None
+        else row
+        for row, member in zip(newest.members, members, strict=True)
+    ]
+    holder = env.new_uuid()
+    taken = replace(newest, epoch=newest.epoch + 1, holder=holder, clean=False)
+    roster = Roster(taken, members, rows)
+    if not roster.in_sync():
+        raise PoolError("no member in sync is attached; attach the others")
+    await roster.publish()
+    await roster.check_fence()
+    for member in roster.in_sync():
+        theirs = await read_superblock(member.device)
+        if theirs is None or theirs.holder != holder:
+            raise FencedError(f"the pool could not be taken: member={member.name}")
+    return roster
+
+
+# -- what is on disk
+
+
+async def load_root(sb: Superblock, table: SegmentTable, store: Store) -> Root | None:
+    """The newest checkpoint's root, or None for a pool that never had one.
+
+    Raises:
+        DamagedError, ChecksumError: no copy of it is good.
+    """
+    if not sb.root.checkpoint:
+        return None
+    number = sb.root.a >> 25
+    table.adopt(number, sb.root.copies)
+    try:
+        data = await store.read_located(sb.root.a, sb.root.b, root.ROOT_BYTES_MAX)
+    except DeviceError as error:
+        raise DamagedError(f"the newest checkpoint is damaged on every copy: {error}") from error
+    if digest_of(data) != sb.root.digest:
+        raise DamagedError("the newest checkpoint does not match its superblock")
+    made = root.unpack(data)
+    for extra, copies in made.extra:
+        table.adopt(extra, copies)
+    return made
+
+
+async def read_pieces(store: Store, pieces: list[Piece], what: str) -> bytes:
+    """Metadata that was cut into pieces.
+
+    Raises:
+        DamagedError: a piece has no good copy.
+    """
+    try:
+        return b"".join([await store.read_located(a, b, PIECE_BYTES_MAX) for a, b in pieces])
+    except DeviceError as error:
+        raise DamagedError(f"the {what} is damaged on every copy: {error}") from error
+
+
+def make_layers(catalogue: Catalogue, blockmap: BlockMap) -> None:
+    """Make the layers that the catalogue has and the map has not; parents come first."""
+    for number in sorted(catalogue.layers):
+        if number not in blockmap.layers:
+            parent = catalogue.layers[number].parent
+            blockmap.layers[number] = Layer(number, blockmap.layers[parent] if parent else None)
+
+
+def detach_dying(catalogue: Catalogue, blockmap: BlockMap) -> None:
+    """Take dropped layers out of the tree; what they stored is given back by checkpoints."""
+    for number, record in catalogue.layers.items():
+        layer = blockmap.layers[number]
+        if record.dying and layer.parent is not None:
+            layer.parent.children.remove(layer)
+            layer.parent = None
+        if record.dying and layer.children:
+            for child in layer.children:
+                child.parent = None
+            layer.children = []
+        if record.dying and layer.pages:
+            blockmap.drop_layer_pages(layer)
+
+
+async def load_directories(made: Root, store: Store, blockmap: BlockMap) -> None:
+    """Read where all pages are; pages themselves are read when they are needed."""
+    index = root.unpack_index(await read_pieces(store, made.directories, "directory index"))
+    for layer_number, chunk_number, a, b in index:
+        layer = blockmap.layers.get(layer_number)
+        if layer is None:
+            raise DamagedError(f"directory of an unknown layer: layer={layer_number}")
+        try:
+            blob = await store.read_located(a, b, pageblob.CHUNK_BYTES)
+        except DeviceError as error:
+            raise DamagedError(
+                f"a page directory is damaged on every copy: layer={layer_number}: {error}"
+            ) from error
+        layer.directory.chunks[chunk_number] = pageblob.decode_chunk(blob)
+        layer.directory.located[chunk_number] = (a, b)
+
+
+async def load(roster: Roster, members: list[Member | None], cache_bytes: int) -> Opened:
+    """Load the newest checkpoint and replay the log behind it. Writes nothing."""
+    sb = roster.superblock
+    table = SegmentTable(members, sb.segment_bytes, sb.copies)
+    store = Store(table)
+    made = await load_root(sb, table, store)
+    catalogue = Catalogue()
+    blockmap = BlockMap(store, table, cache_bytes)
+    start = LogPosition(0, 0, 0, 0)
+    meta_end: tuple[int, int] | None = None
+    if made is not None:
+        catalogue = Catalogue.unpack(await read_pieces(store, made.catalogue, "catalogue"))
+        rows = await read_pieces(store, made.segments, "segment table")
+        table = SegmentTable(members, sb.segment_bytes, sb.copies)
+        table.load(rows)
+        table.next_number = max(table.next_number, made.next_segment)
+        for number, copies in ((sb.root.a >> 25, sb.root.copies), *made.extra):
+            table.adopt(number, copies)
+        store = Store(table)
+        blockmap = BlockMap(store, table, cache_bytes)
+        make_layers(catalogue, blockmap)
+        detach_dying(catalogue, blockmap)
+        await load_directories(made, store, blockmap)
+        start = made.position
+        meta_end = _end_of(sb)
+    for jump in sb.jumps:
+        table.adopt(jump.segment, jump.copies).announced_in = jump.after_commit
+    opened = Opened(roster, table, store, blockmap, catalogue, start, made, meta_end, replayed=0)
+    await _replay(opened, start)
+    return opened
+
+
+def _end_of(sb: Superblock) -> tuple[int, int]:
+    """Behind the root, which is the last piece of its checkpoint."""
+    offset = (sb.root.a >> 3 & (1 << 22) - 1) * 64 + (sb.root.b & 0xFFFF) + 1
+    return sb.root.a >> 25, -(-offset // sb.commit_align) * sb.commit_align
+
+
+async def _replay(opened: Opened, start: LogPosition) -> None:
+    sb = opened.roster.superblock
+    replay = Replay(opened.table, sb.pool_uuid, sb.jumps, start, sb.durable_commit)
+    async for found in replay.commits_in_order():
+        opened.blockmap.apply(found.records)
+        for operation in found.records.operations:
+            opened.catalogue.apply(decode(operation))
+            make_layers(opened.catalogue, opened.blockmap)
+            detach_dying(opened.catalogue, opened.blockmap)
+    opened.position = replay.end
+    opened.replayed = replay.commits
+
+
+async def begin(opened: Opened, *, was_clean: bool) -> None:
+    """Fix the end of the log before anything is served (R2).
+
+    After a clean stop the log goes on where it was. Else what was replayed is flushed on all
+    copies, as it may only have been in a cache, and the log goes on in a fresh segment.
+    """
+    roster, table, at = opened.roster, opened.table, opened.position
+    segment = table.get(at.announced or at.segment)
+    if was_clean and segment is not None and not table.is_degraded(segment):
+        _seal_others(opened, keep=segment.number)
+        return
+    failures = await opened.store.flush(roster.in_sync())
+    if failures:
+        raise DeviceError(
+            f"a member cannot be flushed, detach it or repair it: "
+            f"member={failures[0].member.name}: {failures[0].error}"
+        )
+    fresh = await table.allocate(announced_in=at.commit)
+    jump = Jump(at.commit, at.checksum, fresh.number, fresh.copies)
+    await roster.publish(
+        lambda sb: replace(sb, jumps=with_jump(sb.jumps, jump), durable_commit=at.commit)
+    )
+    opened.position = LogPosition(at.commit, at.checksum, fresh.number, 0)
+    _seal_others(opened, keep=fresh.number)
+    log.info("log recovered: commits_replayed=%d end_of_log=%d", opened.replayed, at.commit)
+
+
+def _seal_others(opened: Opened, keep: int) -> None:
+    meta = opened.meta_end[0] if opened.meta_end else 0
+    for segment in opened.table.all():
+        if segment.state is State.OPEN and segment.number not in (keep, meta):
+            segment.state = State.SEALED
+            segment.announced_in = min(segment.announced_in, opened.position.commit)

@@ -1,0 +1,233 @@
+"""Reads the log from a checkpoint to its end.
+
+Only the chain is followed: each header repeats the checksum of the one before (R2). What was
+durable when a later commit was written must be there and good on some copy, or the log is
+damaged and the pool refuses (R3). Above that point a commit counts when any copy of it is
+whole; the first that is not ends the log, whatever lies behind it.
+"""
+
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+import numpy as np
+
+from blockdev.errors import DeviceError
+from storage import commit
+from storage.codec import digest_of
+from storage.commit import HEADER_BYTES, CommitHeader, Records
+from storage.errors import DamagedError
+from storage.member import Member
+from storage.root import LogPosition
+from storage.segments import Segment, SegmentTable
+from storage.superblock import Jump
+
+WINDOW_BYTES = 128 << 10
+"""Read at once: a table and its header, or many small commits."""
+
+SCAN_BYTES = 8 << 20
+
+
+@dataclass(slots=True)
+class Found:
+    """One commit of the chain; `position` is behind it."""
+
+    header: CommitHeader
+    records: Records
+    position: LogPosition
+    segment: Segment
+
+
+@dataclass
+class Replay:
+    """A walk along the log. `end` is behind the last commit that counts."""
+
+    table: SegmentTable
+    pool_uuid: UUID
+    jumps: tuple[Jump, ...]
+    end: LogPosition
+    durable: int
+    commits: int = 0
+    _window: tuple[int, int, memoryview] = field(default=(0, 0, memoryview(b"")))
+
+    async def commits_in_order(self) -> AsyncIterator[Found]:
+        """Yield every commit that counts; the caller applies it before it asks for the next.
+
+        Raises:
+            DamagedError: a commit that was durable is damaged on every copy.
+        """
+        ahead: deque[Found] = deque()
+        at = self.end
+        while True:
+            at = self._after_jump(at)
+            found = await self._next(at)
+            if found is None:
+                break
+            self.durable = max(self.durable, found.header.durable_through)
+            at = found.position
+            if found.records.announced:
+                number, copies = found.records.announced[-1]
+                self.table.adopt(number, copies).announced_in = found.header.number
+                at = replace(at, announced=number)
+            found.position = at
+            ahead.append(found)
+            while ahead and ahead[0].header.number <= self.durable:
+                yield self._take(ahead.popleft())
+        for found in ahead:
+            if found.header.number > self.durable and not await self._level(found):
+                at = self.end
+                break
+            yield self._take(found)
+        await self._refuse_if_durable_lost()
+
+    def _take(self, found: Found) -> Found:
+        self.end = found.position
+        self.commits += 1
+        found.segment.used_bytes = max(
+            found.segment.used_bytes, found.header.offset + found.header.total_bytes
+        )
+        found.segment.last_commit = found.header.number
+        return found
+
+    def _after_jump(self, at: LogPosition) -> LogPosition:
+        for jump in self.jumps:
+            if jump.after_commit == at.commit and jump.segment != at.segment:
+                if jump.after_checksum != at.checksum:
+                    raise DamagedError(f"superblock and log disagree: commit={at.commit}")
+                return LogPosition(at.commit, at.checksum, jump.segment, 0)
+        return at
+
+    async def _next(self, at: LogPosition) -> Found | None:
+        if at.announced:
+            at = replace(at, segment=at.announced, offset=0)
+        segment = self.table.get(at.segment)
+        if segment is None or at.offset + HEADER_BYTES > self.table.segment_bytes:
+            return None
+        for which in range(len(segment.places)):
+            found = await self._read(segment, at, which)
+            if found is not None:
+                return found
+        return None
+
+    async def _read(self, segment: Segment, at: LogPosition, which: int) -> Found | None:
+        """The commit behind `at` from one copy, its records verified; None when it is not whole."""
+        try:
+            head = await self._bytes(segment, at.offset, HEADER_BYTES, which)
+            header = commit.decode_header(head)
+            if header is None or not self._fits(header, at):
+                return None
+            table_at = at.offset + HEADER_BYTES
+            table = await self._bytes(segment, table_at, header.table_bytes, which)
+        except DeviceError as error:
+            if isinstance(error, DamagedError) or type(error) is not DeviceError:
+                raise
+            return None
+        if digest_of(table) != header.table_digest:
+            return None
+        records = commit.decode_table(table)
+        position = LogPosition(
+            header.number, header.checksum, at.segment, at.offset + header.total_bytes
+        )
+        return Found(header, records, position, segment)
+
+    def _fits(self, header: CommitHeader, at: LogPosition) -> bool:
+        return (
+            header.number == at.commit + 1
+            and header.previous == at.checksum
+            and header.segment == at.segment
+            and header.offset == at.offset
+            and header.pool_uuid == self.pool_uuid
+            and at.offset + header.total_bytes <= self.table.segment_bytes
+        )
+
+    async def _bytes(self, segment: Segment, offset: int, length: int, which: int) -> memoryview:
+        """Bytes of one copy; those of the first come through a window that is read ahead."""
+        member, base = segment.places[which]
+        if which:
+            return memoryview(await member.read(base + offset, length))
+        number, start, data = self._window
+        if number != segment.number or not start <= offset <= offset + length <= start + len(data):
+            span = min(max(length, WINDOW_BYTES), self.table.segment_bytes - offset)
+            data = memoryview(await member.read(base + offset, span))
+            self._window = (segment.number, offset, data)
+            start = offset
+        return data[offset - start : offset - start + length]
+
+    # -- the tail
+
+    async def _level(self, found: Found) -> bool:
+        """Make all copies of a commit above the durable point alike (R3).
+
+        Returns False when none is whole: the log ends before it.
+        """
+        whole: memoryview | None = None
+        torn: list[tuple[Member, int]] = []
+        header = found.header
+        for member, base in found.segment.places:
+            try:
+                data = memoryview(await member.read(base + header.offset, header.total_bytes))
+            except DeviceError:
+                data = memoryview(b"")
+            if self._is_whole(data, found):
+                whole = data
+            elif member.in_sync:
+                torn.append((member, base))
+        if whole is None:
+            return False
+        for member, base in torn:
+            await member.overwrite(base + header.offset, whole)
+        return True
+
+    def _is_whole(self, data: memoryview, found: Found) -> bool:
+        header = found.header
+        if len(data) != header.total_bytes or commit.decode_header(data) != header:
+            return False
+        table = data[HEADER_BYTES : HEADER_BYTES + header.table_bytes]
+        if digest_of(table) != header.table_digest:
+            return False
+        return commit.payload_is_good(data, header, found.records)
+
+    async def _refuse_if_durable_lost(self) -> None:
+        """A header behind the end that says more was durable proves damage, not a torn tail."""
+        witness = max(self.durable, await self._witness())
+        if witness > self.end.commit:
+            raise DamagedError(
+                "log is damaged: commits that were durable cannot be read from any copy; "
+                f"attach missing members or restore: last_good={self.end.commit} "
+                f"durable={witness} segment={self.end.segment} offset={self.end.offset}"
+            )
+
+    async def _witness(self) -> int:
+        at = self._after_jump(self.end)
+        if at.announced:
+            at = replace(at, segment=at.announced, offset=0)
+        segment = self.table.get(at.segment)
+        if segment is None:
+            return 0
+        best = 0
+        for member, base in segment.places:
+            for start in range(at.offset, self.table.segment_bytes, SCAN_BYTES):
+                length = min(SCAN_BYTES, self.table.segment_bytes - start)
+                try:
+                    data = memoryview(await member.read(base + start, length))
+                except DeviceError:
+                    continue
+                best = max(best, self._best_header(data, at, start))
+        return best
+
+    def _best_header(self, data: memoryview, at: LogPosition, start: int) -> int:
+        magic = np.frombuffer(commit.MAGIC, dtype="<u8")[0]
+        words = np.frombuffer(data, dtype="<u8")[::512]
+        best = 0
+        for place in (words == magic).nonzero()[0].tolist():
+            header = commit.decode_header(data[place * 4096 : place * 4096 + HEADER_BYTES])
+            if (
+                header is not None
+                and header.segment == at.segment
+                and header.pool_uuid == self.pool_uuid
+                and header.offset == start + place * 4096
+                and header.number > at.commit
+            ):
+                best = max(best, header.durable_through)
+        return best

@@ -1,0 +1,119 @@
+"""The members together: who is in sync, and the superblocks that say so.
+
+`publish` is the only writer of superblocks. It records a member that fails as stale on all
+the others before it returns, so nothing is acknowledged without that (R5).
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import trio
+
+from blockdev.errors import DeviceError
+from storage.errors import FencedError, PoolError
+from storage.member import Member, read_superblock
+from storage.superblock import MemberRow, Superblock
+
+log = logging.getLogger("cenote.storage")
+
+
+def _unchanged(sb: Superblock) -> Superblock:
+    return sb
+
+
+class Roster:
+    """All members of the pool, attached or not, and the newest superblock."""
+
+    def __init__(
+        self, newest: Superblock, members: Sequence[Member | None], rows: Sequence[MemberRow]
+    ):
+        self.members = members
+        self.superblock = newest
+        self.on_change: Callable[[], None] = lambda: None
+        """Called after a member changed state."""
+        self._rows = list(rows)
+        self._lock = trio.Lock()
+
+    def in_sync(self) -> list[Member]:
+        """Attached members that hold everything durable."""
+        return [m for m in self.members if m is not None and m.in_sync]
+
+    def rows(self) -> tuple[MemberRow, ...]:
+        """The member table as it stands now."""
+        return tuple(
+            member.row if member else row
+            for member, row in zip(self.members, self._rows, strict=True)
+        )
+
+    def fail(self, member: Member, since: int, error: DeviceError) -> None:
+        """Take a member out of sync in memory; `publish` makes it known.
+
+        The last member in sync stays: there is nobody left to record it.
+        """
+        if not member.in_sync or len(self.in_sync()) == 1:
+            return
+        log.error(
+            "member failed and is stale from now on, the pool goes on without it: "
+            "member=%s host=%s since_commit=%d: %s", member.name, member.host, since, error,
+        )  # fmt: skip
+        member.stale_since = since
+        self.on_change()
+
+    async def publish(self, change: Callable[[Superblock], Superblock] = _unchanged) -> None:
+        """Write a new superblock to every member in sync, and flush it.
+
+        `change` gets the newest one and returns what is to be written.
+
+        Raises:
+            PoolError: no member took it.
+        """
+        async with self._lock:
+            while True:
+                sb = replace(change(self.superblock), members=self.rows())
+                sb = replace(sb, sequence=self.superblock.sequence + 1)
+                self.superblock = sb
+                members = self.in_sync()
+                failures = await self._write_all(members, sb)
+                if not failures:
+                    return
+                if len(failures) == len(members):
+                    raise PoolError(f"no member takes a superblock: {failures[0][1]}")
+                for member, error in failures:
+                    self.fail(member, sb.durable_commit, error)
+
+    async def _write_all(
+        self, members: list[Member], sb: Superblock
+    ) -> list[tuple[Member, DeviceError]]:
+        failures: list[tuple[Member, DeviceError]] = []
+
+        async def write_one(member: Member) -> None:
+            try:
+                await member.write_superblock(sb)
+            except DeviceError as error:
+                failures.append((member, error))
+
+        if len(members) == 1:
+            await write_one(members[0])
+            return failures
+        async with trio.open_nursery() as nursery:
+            for member in members:
+                nursery.start_soon(write_one, member)
+        return failures
+
+    async def check_fence(self) -> None:
+        """Read the superblocks back and make sure that nobody else took the pool (R16).
+
+        Raises:
+            FencedError: a member carries another holder's newer epoch.
+        """
+        mine = self.superblock
+        for member in self.in_sync():
+            try:
+                theirs = await read_superblock(member.device)
+            except DeviceError:
+                continue  # whoever writes next finds out
+            if theirs is not None and theirs.epoch >= mine.epoch and theirs.holder != mine.holder:
+                raise FencedError(
+                    f"another daemon took the pool: member={member.name} epoch={theirs.epoch}"
+                )

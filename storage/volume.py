@@ -1,0 +1,233 @@
+"""A volume as a block device: any offset and length, over a layer.
+
+Whole blocks go straight to the log. A partial block is read, merged and written; while that
+is under way, other writes to the block wait, so none is lost.
+"""
+
+from collections.abc import Callable
+
+import trio
+from typing_extensions import Buffer
+
+from blockdev.device import BlockDevice, Extent, check_range
+from blockdev.errors import ClosedError, ReadOnlyError
+from storage.entry import BLOCK_BYTES, BLOCK_SHIFT
+from storage.layer import Layer
+from storage.log import Log
+from storage.reader import Reader
+
+BLOCK_MASK = BLOCK_BYTES - 1
+TRY_BYTES_MAX = 1 << 20
+"""Larger requests take the waiting path: done at once they would hold up all others for long."""
+
+
+class VolumeState:
+    """What all open handles of one volume share."""
+
+    def __init__(self, name: str, layer: Layer, size_bytes: int):
+        self.name = name
+        self.layer = layer
+        self.size_bytes = size_bytes
+        self.handles = 0
+        self.merging: dict[int, trio.Event] = {}
+        """Blocks that are being read and merged; other writes to them wait for the event."""
+
+
+class Volume(BlockDevice):
+    """One open handle of a volume, or, read-only, of a snapshot."""
+
+    block_bytes = 1
+    physical_bytes = BLOCK_BYTES
+
+    def __init__(
+        self, state: VolumeState, log: Log, reader: Reader, *, read_only: bool,
+        on_close: Callable[[], None],
+    ):  # fmt: skip
+        self.read_only = read_only
+        self._state = state
+        self._log = log
+        self._reader = reader
+        self._on_close = on_close
+        self._closed = False
+        state.handles += 1
+
+    @property
+    def size_bytes(self) -> int:  # type: ignore[override]
+        """Current size; grows when the volume is resized."""
+        return self._state.size_bytes
+
+    # -- reading
+
+    def try_read(self, offset: int, length: int) -> Buffer | None:
+        """As the interface says; pages and data must be in memory or in the page cache."""
+        self._check(offset, length)
+        if length > TRY_BYTES_MAX or not length:
+            return None
+        if not (offset | length) & BLOCK_MASK:
+            return self._reader.try_read(
+                self._state.layer, offset >> BLOCK_SHIFT, length >> BLOCK_SHIFT
+            )
+        first, count = _blocks_around(offset, length)
+        data = self._reader.try_read(self._state.layer, first, count)
+        return None if data is None else _cut(data, offset - (first << BLOCK_SHIFT), length)
+
+    async def read(self, offset: int, length: int) -> Buffer:
+        """As the interface says; blocks never written are zeroes."""
+        self._check(offset, length)
+        if not length:
+            return b""
+        first, count = _blocks_around(offset, length)
+        data = await self._reader.read(self._state.layer, first, count)
+        return _cut(data, offset - (first << BLOCK_SHIFT), length)
+
+    async def extents(self, offset: int, length: int) -> list[Extent]:
+        """Runs of data and holes, from the block map, exact to the block."""
+        self._check(offset, length)
+        if not length:
+            return []
+        first, count = _blocks_around(offset, length)
+        found = await self._reader.extents(self._state.layer, first, count)
+        return _clip(found, offset - (first << BLOCK_SHIFT), length)
+
+    # -- writing
+
+    def try_write(self, offset: int, data: Buffer) -> bool:
+        """As the interface says; whole blocks into the open buffer."""
+        length = memoryview(data).nbytes
+        self._check_write(offset, length)
+        if (offset | length) & BLOCK_MASK or not 0 < length <= TRY_BYTES_MAX:
+            return False
+        state = self._state
+        block, count = offset >> BLOCK_SHIFT, length >> BLOCK_SHIFT
+        if state.merging and self._merge_in(block, count) is not None:
+            return False
+        return self._log.try_put(state.layer, block, count, data)
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        """As the interface says; with `fua` the log is flushed."""
+        view = memoryview(data).cast("B")
+        self._check_write(offset, len(view))
+        head = min(-offset & BLOCK_MASK, len(view))
+        if head:
+            await self._merge(offset, view[:head])
+        whole = len(view) - head & ~BLOCK_MASK
+        if whole:
+            block, count = offset + head >> BLOCK_SHIFT, whole >> BLOCK_SHIFT
+            await self._wait_for_merges(block, count)
+            await self._log.put(self._state, block, count, view[head : head + whole])
+        if tail := len(view) - head - whole:
+            await self._merge(offset + head + whole, view[len(view) - tail :])
+        if fua:
+            await self._log.flush()
+
+    async def write_zeroes(
+        self, offset: int, length: int, *, fua: bool = False, no_hole: bool = False
+    ) -> None:
+        """As the interface says. Volumes are thin: `no_hole` is accepted, space is not held."""
+        self._check_write(offset, length)
+        end = offset + length
+        first, last = -(-offset >> BLOCK_SHIFT), end >> BLOCK_SHIFT
+        if end == self.size_bytes:
+            last = max(last, -(-end >> BLOCK_SHIFT))
+        if first >= last:
+            if length:
+                await self._merge_zeroes(offset, length)
+        else:
+            if offset < first << BLOCK_SHIFT:
+                await self._merge_zeroes(offset, (first << BLOCK_SHIFT) - offset)
+            await self._wait_for_merges(first, last - first)
+            await self._log.put_zeroes(self._state, first, last)
+            if end > last << BLOCK_SHIFT:
+                await self._merge_zeroes(last << BLOCK_SHIFT, end - (last << BLOCK_SHIFT))
+        if fua:
+            await self._log.flush()
+
+    async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
+        """As the interface says; whole blocks in the range read as zeroes afterwards."""
+        self._check_write(offset, length)
+        first, last = -(-offset >> BLOCK_SHIFT), offset + length >> BLOCK_SHIFT
+        if first < last:
+            await self._wait_for_merges(first, last - first)
+            await self._log.put_zeroes(self._state, first, last)
+        if fua:
+            await self._log.flush()
+
+    async def flush(self) -> None:
+        """As the interface says; covers all volumes, as they share one log."""
+        if self._closed:
+            raise ClosedError("volume is closed")
+        await self._log.flush()
+
+    # -- partial blocks
+
+    def _merge_in(self, block: int, count: int) -> trio.Event | None:
+        merging = self._state.merging
+        return next((event for b, event in merging.items() if block <= b < block + count), None)
+
+    async def _wait_for_merges(self, block: int, count: int) -> None:
+        while (event := self._merge_in(block, count)) is not None:
+            await event.wait()
+
+    async def _merge_zeroes(self, offset: int, length: int) -> None:
+        while length:
+            step = min(length, BLOCK_BYTES - (offset & BLOCK_MASK))
+            await self._merge(offset, bytes(step))
+            offset += step
+            length -= step
+
+    async def _merge(self, offset: int, data: Buffer) -> None:
+        """Write part of one block. Cancelled, the block has its old or new content."""
+        block = offset >> BLOCK_SHIFT
+        await self._wait_for_merges(block, 1)
+        state = self._state
+        event = state.merging[block] = trio.Event()
+        try:
+            merged = bytearray(memoryview(await self._reader.read(state.layer, block, 1)))
+            within = offset & BLOCK_MASK
+            view = memoryview(data)
+            merged[within : within + len(view)] = view
+            await self._log.put(state, block, 1, merged)
+        finally:
+            del state.merging[block]
+            event.set()
+
+    # -- life
+
+    def _check(self, offset: int, length: int) -> None:
+        if self._closed:
+            raise ClosedError("volume is closed")
+        if offset < 0 or length < 0 or offset + length > self._state.size_bytes:
+            check_range(self, offset, length)
+
+    def _check_write(self, offset: int, length: int) -> None:
+        if self.read_only:
+            raise ReadOnlyError("snapshots are read-only; make a clone to write")
+        self._check(offset, length)
+
+    async def close(self) -> None:
+        """Give the handle back; does not flush."""
+        if not self._closed:
+            self._closed = True
+            self._state.handles -= 1
+            self._on_close()
+
+
+def _blocks_around(offset: int, length: int) -> tuple[int, int]:
+    first = offset >> BLOCK_SHIFT
+    return first, (offset + length + BLOCK_MASK >> BLOCK_SHIFT) - first
+
+
+def _cut(data: Buffer, start: int, length: int) -> Buffer:
+    view = memoryview(data)
+    return data if len(view) == length else view[start : start + length]
+
+
+def _clip(found: list[Extent], skip: int, length: int) -> list[Extent]:
+    clipped = []
+    for extent in found:
+        taken = min(extent.length_bytes - skip, length)
+        skip = max(0, skip - extent.length_bytes) if taken <= 0 else 0
+        if taken > 0:
+            clipped.append(Extent(taken, extent.hole, extent.zero))
+            length -= taken
+    return clipped

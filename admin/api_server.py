@@ -9,8 +9,10 @@ from hypercorn.config import Config as HypercornConfig
 
 from admin.api import build_app
 from admin.control import PoolControl
-from admin.home import Home, listen_on
+from admin.errors import HomeError
+from admin.home import Home
 from admin.status import ClientInfo, DaemonInfo
+from nbd.listeners import listen_unix
 
 BODY_BYTES_MAX = 64 * 1024
 """Requests are a name and a size or two."""
@@ -33,7 +35,10 @@ async def serve_api(
     Raises:
         HomeError: the socket cannot be made.
     """
-    listener = listen_on(home.control_socket)
+    try:
+        listener = listen_unix(home.control_socket)
+    except OSError as error:
+        raise HomeError(f"cannot listen on {home.control_socket}: {error.strerror}") from error
     config = HypercornConfig()
     config.bind = [f"fd://{listener.detach()}"]  # Hypercorn closes it
     config.errorlog = logging.getLogger("hypercorn")

@@ -10,7 +10,6 @@ The directory is 0700 and the sockets 0600: who may open them may do everything.
 
 import fcntl
 import os
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,8 +20,6 @@ from admin.errors import AlreadyRunningError, HomeError
 
 SOCKET_PATH_BYTES_MAX = 107
 """`sun_path` of Linux has 108 bytes, one of them for the end."""
-LISTEN_BACKLOG = 256
-"""Connections that wait to be accepted; a host starting hundreds of guests at once."""
 _LOCK_TRIES = 4
 _LOCK_DELAY_S = 0.05
 
@@ -103,29 +100,6 @@ def hold(home: Home) -> Iterator[None]:
     finally:
         # The file stays: removing it would let two daemons lock two files of one name.
         os.close(lock)
-
-
-def listen_on(path: Path) -> socket.socket:
-    """Listen on a Unix socket that only its owner may open, replacing a dead daemon's.
-
-    Only the holder of the home may call this: it takes any socket there for a dead one.
-
-    Raises:
-        HomeError: it cannot be made.
-    """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    umask = os.umask(0o177)
-    try:
-        path.unlink(missing_ok=True)
-        listener.bind(str(path))
-        listener.listen(LISTEN_BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise HomeError(f"cannot listen on {path}: {error.strerror}") from error
-    finally:
-        os.umask(umask)
-    listener.setblocking(False)
-    return listener
 
 
 def holder(home: Home) -> str | None:

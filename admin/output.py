@@ -155,8 +155,22 @@ def _(report: PoolReport) -> None:
 def _(report: ClientsReport) -> None:
     if not report.clients:
         return _line("no clients")
-    rows = [(c.address, c.export or "-", f"{c.connected_s:.0f} s") for c in report.clients]
-    _table(("client", "export", "connected"), rows, right=("connected",))
+    _table(
+        ("client", "export", "requests", "read", "written", "errors", "since"),
+        [
+            (
+                client.address,
+                client.export or "-",
+                str(client.requests),
+                human(client.read_bytes),
+                human(client.written_bytes),
+                str(client.errors),
+                client.since,
+            )
+            for client in report.clients
+        ],
+        right=("requests", "read", "written", "errors"),
+    )
 
 
 @_write.register

@@ -4,16 +4,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from admin.config import TcpAddress
-
 
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
-    """One NBD connection; `export` is empty while it has not chosen one."""
+    """One NBD connection and what it did so far; `export` is None until it chose one.
+
+    `since` is UTC, ISO 8601, for display only.
+    """
 
     address: str
-    export: str
-    connected_s: float
+    export: str | None
+    since: str
+    requests: int
+    read_bytes: int
+    written_bytes: int
+    errors: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +40,9 @@ def unix_endpoint(socket: Path) -> str:
     return "nbd+unix:///{name}?socket=" + _literal(quote(str(socket)))
 
 
-def tcp_endpoint(address: TcpAddress) -> str:
+def tcp_endpoint(host: str, port: int) -> str:
     """The endpoint of an NBD server on a TCP port."""
-    return f"nbd://{_literal(str(address))}/{{name}}"
+    return f"nbd://{f'[{host}]' if ':' in host else host}:{port}/{{name}}"
 
 
 def _literal(text: str) -> str:

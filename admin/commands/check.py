@@ -36,15 +36,15 @@ def check(options: CheckOptions, report_progress: "Progress") -> CheckedReport:
         AlreadyRunningError: a daemon serves the home.
         BusyError: a daemon of another home has the members.
     """
-    import trio
-
-    from admin.devices import check_offline
-
     process = holder(options.home)
     if process is not None and options.config_file is None:
         raise AlreadyRunningError(
             f"a daemon (process {process}) has the pool of {options.home.path} open; stop it first"
         )
+    import trio
+
+    from admin.devices import check_offline
+
     return CheckedReport(trio.run(check_offline, _config(options), report_progress))
 
 

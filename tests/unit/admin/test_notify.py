@@ -1,0 +1,40 @@
+import json
+import logging
+import socket
+from pathlib import Path
+
+import pytest
+
+from admin.logs import JournalFormatter, JsonFormatter
+from admin.notify import notify
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+def test_the_service_manager_hears(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, abstract: bool
+) -> None:
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind("\0" + path if abstract else path)
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + path if abstract else path)
+        notify("READY=1", "STATUS=serving")
+        assert manager.recv(1024) == b"READY=1\nSTATUS=serving"
+
+
+def test_nobody_listening_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    notify("READY=1")
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "none"))
+    notify("READY=1")
+
+
+def entry(message: str) -> logging.LogRecord:
+    return logging.LogRecord("cenote.x", logging.WARNING, "", 0, message, None, None)
+
+
+def test_log_entries_for_programs_and_the_journal() -> None:
+    parsed = json.loads(JsonFormatter().format(entry("two\nlines")))
+    assert (parsed["level"], parsed["logger"]) == ("warning", "cenote.x")
+    assert parsed["message"] == "two\nlines"
+    assert JournalFormatter().format(entry("two\nlines")) == "<4>two\n<4>lines"

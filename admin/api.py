@@ -7,7 +7,7 @@
     POST   /v1/volumes                         {name, size_bytes} -> VolumeInfo
     GET    /v1/volumes/VOL                     VolumeInfo
     PATCH  /v1/volumes/VOL                     {size_bytes} -> VolumeInfo
-    DELETE /v1/volumes/VOL
+    DELETE /v1/volumes/VOL                     ?snapshots=true deletes those too
     GET    /v1/snapshots                       list of SnapshotInfo, of all volumes
     GET    /v1/volumes/VOL/snapshots           list of SnapshotInfo
     POST   /v1/volumes/VOL/snapshots           {name} -> SnapshotInfo
@@ -142,8 +142,8 @@ def _add_volumes(app: FastAPI, pool: PoolControl) -> None:
         return await pool.resize_volume(_volume(name), _size(new.size_bytes))
 
     @app.delete("/v1/volumes/{name}", status_code=204)
-    async def delete_volume(name: str) -> None:
-        await pool.delete_volume(_volume(name))
+    async def delete_volume(name: str, snapshots: bool = False) -> None:
+        await pool.delete_volume(_volume(name), snapshots=snapshots)
 
     @app.post("/v1/clones", status_code=201)
     async def create_clone(new: NewClone) -> VolumeInfo:

@@ -69,13 +69,13 @@ class Client:
         return self._post(VolumeInfo, "/volumes", name=name, size_bytes=size_bytes)
 
     def resize_volume(self, name: str, size_bytes: int) -> VolumeInfo:
-        """Grow a volume, or cut off its end."""
+        """Grow a volume."""
         answer = self._request("PATCH", _path(name), {"size_bytes": size_bytes})
         return self._decode(VolumeInfo, answer)
 
-    def delete_volume(self, name: str) -> None:
-        """Remove a volume."""
-        self._request("DELETE", _path(name))
+    def delete_volume(self, name: str, *, snapshots: bool = False) -> None:
+        """Remove a volume; with `snapshots`, also those it has."""
+        self._request("DELETE", _path(name) + ("?snapshots=true" if snapshots else ""))
 
     def snapshots(self, volume: str | None = None) -> list[SnapshotInfo]:
         """All snapshots, or those of one volume."""

@@ -4,7 +4,7 @@
 
     [pool]                      read when the pool is created
     copies = 2                  1, 2 or 3 copies of everything
-    segment = "32M"             unit of allocation; chosen by size when absent
+    segment = "32M"             unit of allocation; chosen by the pool's size when absent
 
     [[member]]                  one or more
     path = "left.img"           relative to this file
@@ -36,7 +36,6 @@ from admin.tables import Table
 FORMAT = 1
 LOCAL_HOST = "local"
 """The failure domain of members that name none: this machine."""
-MEMBERS_MAX = 256
 CONNECTIONS_MAX = 4096
 DEFAULT_MEMBER_BYTES = 64 * GIB
 """Sparse: takes what is written, not this. Larger than a first try needs."""
@@ -180,16 +179,15 @@ def _members(root: Table, directory: Path) -> tuple[MemberConfig, ...]:
         members.append(MemberConfig(path, size_bytes, host))
     if not members:
         root.fail("member", 'is missing; name at least one: [[member]] with path = "..."')
-    if len(members) > MEMBERS_MAX:
-        root.fail("member", f"at most {MEMBERS_MAX} members, got {len(members)}")
     return tuple(members)
 
 
 def _pool(table: Table) -> PoolConfig:
-    return PoolConfig(
-        copies=table.whole("copies", 1, low=1, high=3),
-        segment_bytes=table.size("segment", low=MIB, high=256 * MIB, grain=MIB),
-    )
+    copies = table.whole("copies", 1, low=1, high=3)
+    segment_bytes = table.size("segment", low=MIB, high=256 * MIB)
+    if segment_bytes is not None and segment_bytes & (segment_bytes - 1):
+        table.fail("segment", "expected a power of two, such as 32M or 64M")
+    return PoolConfig(copies, segment_bytes)
 
 
 def _nbd(table: Table) -> NbdConfig:

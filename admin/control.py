@@ -24,12 +24,12 @@ class PoolControl(Protocol):
         """Make an empty volume."""
         ...
 
-    async def delete_volume(self, name: str) -> None:
-        """Remove a volume that has no clients."""
+    async def delete_volume(self, name: str, *, snapshots: bool = False) -> None:
+        """Remove a volume that has no clients; with `snapshots`, also those it has."""
         ...
 
     async def resize_volume(self, name: str, size_bytes: int) -> VolumeInfo:
-        """Grow a volume, or cut off its end."""
+        """Grow a volume."""
         ...
 
     async def create_snapshot(self, volume: str, snapshot: str) -> SnapshotInfo:

@@ -25,7 +25,6 @@ from pathlib import Path
 from uuid import UUID
 
 import trio
-from storage.pool import Pool, PoolSettings, open_pool
 
 from admin import __version__
 from admin.api_server import serve_api
@@ -42,6 +41,7 @@ from admin.status import DaemonInfo
 from blockdev.errors import DeviceError
 from storage.errors import MissingMemberError, PoolError
 from storage.info import PoolInfo
+from storage.pool import Pool, PoolSettings, open_pool
 
 _log = logging.getLogger("cenote.daemon")
 
@@ -115,8 +115,8 @@ async def _serve_members(orders: Orders, stop: trio.Event) -> None:
         await create(config, plan)
         plan = make_plan(await look(members), record)
     if record is None:
-        pool = next(one.pool for one in plan.use if one.pool is not None)
-        record = new_record(pool, config.file)
+        identity = next(one.pool for one in plan.use if one.pool is not None)
+        record = new_record(identity, config.file)
     write_record(home, record)
     warn_of_thin_files(plan.use)
     notify("STATUS=opening the pool")
@@ -165,7 +165,7 @@ async def _serve_pool(orders: Orders, pool: Pool, stop: trio.Event, *, created: 
             commands = _suggestions(daemon, volumes, orders.home_words)
             orders.ready(ReadyReport(daemon, info, created, volumes, commands))
             async with trio.open_nursery() as waiting:
-                waiting.start_soon(_stop_on_failure, pool, stop)
+                waiting.start_soon(_raise_failure, pool)
                 await stop.wait()
                 waiting.cancel_scope.cancel()
             notify("STOPPING=1", "STATUS=closing connections")
@@ -176,9 +176,9 @@ async def _serve_pool(orders: Orders, pool: Pool, stop: trio.Event, *, created: 
             nursery.cancel_scope.cancel()
 
 
-async def _stop_on_failure(pool: Pool, stop: trio.Event) -> None:
+async def _raise_failure(pool: Pool) -> None:
     await pool.failed.wait()
-    raise PoolError("the pool failed")
+    raise pool.failure or PoolError("the pool failed")
 
 
 def _warn_of_configuration(config: Config, info: PoolInfo) -> None:

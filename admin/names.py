@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from storage.errors import InvalidArgumentError
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,126}")
 
 
 class SnapshotName(NamedTuple):
@@ -26,7 +26,7 @@ def check_name(name: str, what: str = "name") -> str:
     """
     if _NAME.fullmatch(name) is None:
         raise InvalidArgumentError(
-            f"not a {what}: {name!r}; use letters, digits, '.', '_' and '-', "
+            f"not a {what}: {name!r}; use letters, digits and . _ + -, "
             "starting with a letter or digit, at most 127"
         )
     return name

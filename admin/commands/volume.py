@@ -1,6 +1,7 @@
 """`cenote volume`: make, list, resize and delete volumes."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import typer
 
@@ -35,18 +36,18 @@ class CreateOptions:
 
 @dataclass(frozen=True, slots=True)
 class ResizeOptions:
-    """A volume and its new size; `yes` agrees to lose what lies beyond it."""
+    """A volume and its new size."""
 
     name: str
     size_bytes: int
-    yes: bool
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteOptions:
-    """A volume to delete; `yes` skips the question."""
+    """A volume to delete, with its snapshots if so wished; `yes` skips the question."""
 
     name: str
+    snapshots: bool
     yes: bool
 
 
@@ -62,11 +63,7 @@ def list_all(client: Client, _: None) -> VolumesReport:
 
 
 def resize(client: Client, options: ResizeOptions) -> VolumeReport:
-    """Resize a volume; shrinking asks first."""
-    before = client.volume(options.name).size_bytes
-    if options.size_bytes < before:
-        lost = human(before - options.size_bytes)
-        confirm(f"Cut off the last {lost} of volume {options.name}?", yes=options.yes)
+    """Resize a volume."""
     volume = client.resize_volume(options.name, options.size_bytes)
     return VolumeReport("resized volume", volume, uri_of(client, volume.name))
 
@@ -74,10 +71,10 @@ def resize(client: Client, options: ResizeOptions) -> VolumeReport:
 def delete(client: Client, options: DeleteOptions) -> DeletedReport:
     """Delete a volume after asking."""
     volume = client.volume(options.name)
-    also = f" and its snapshots ({volume.snapshots})" if volume.snapshots else ""
+    also = f" and its snapshots ({volume.snapshots})" if options.snapshots else ""
     question = f"Delete volume {volume.name}, {human(volume.size_bytes)}{also}?"
     confirm(question, yes=options.yes)
-    client.delete_volume(options.name)
+    client.delete_volume(options.name, snapshots=options.snapshots)
     return DeletedReport("volume", options.name)
 
 
@@ -107,23 +104,28 @@ def resize_command(
     context: typer.Context,
     name: VolumeArgument,
     size: SizeOption,
-    yes: YesOption = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Grow a volume, or cut off its end."""
-    options = ResizeOptions(check_name(name, "volume name"), size_argument(size), yes)
+    """Grow a volume, also while it is in use."""
+    options = ResizeOptions(check_name(name, "volume name"), size_argument(size))
     ask_daemon(context, home, as_json, resize, options)
 
 
-@app.command("delete", epilog=examples("cenote volume delete root", "cenote volume delete root -y"))
+@app.command(
+    "delete",
+    epilog=examples("cenote volume delete root", "cenote volume delete root --snapshots --yes"),
+)
 def delete_command(
     context: typer.Context,
     name: VolumeArgument,
+    snapshots: Annotated[
+        bool, typer.Option("--snapshots", help="Delete its snapshots too.")
+    ] = False,
     yes: YesOption = False,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Delete a volume. Without a terminal, --yes is needed."""
-    options = DeleteOptions(check_name(name, "volume name"), yes)
+    options = DeleteOptions(check_name(name, "volume name"), snapshots, yes)
     ask_daemon(context, home, as_json, delete, options)

@@ -45,9 +45,12 @@ class FakePool:
     async def create_volume(self, name: str, size_bytes: int) -> VolumeInfo:
         return self._new(name, size_bytes, None)
 
-    async def delete_volume(self, name: str) -> None:
+    async def delete_volume(self, name: str, *, snapshots: bool = False) -> None:
         if self._get(name).clients:
             raise InUseError(f"volume has clients: {name}")
+        if self._of(name) and not snapshots:
+            raise InUseError(f"volume has snapshots: {name}")
+        self._snapshots = {key: one for key, one in self._snapshots.items() if key[0] != name}
         del self._volumes[name]
         self.calls.append(("delete_volume", name))
 

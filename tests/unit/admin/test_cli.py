@@ -85,7 +85,7 @@ def test_json_is_for_programs(served: Served, run: Run) -> None:
     [
         (["volume", "delete", "none", "--yes"], 31, "no such volume: none"),
         (["volume", "delete", "root"], 7, "repeat with --yes"),
-        (["volume", "resize", "root", "--size", "4K"], 7, "repeat with --yes"),
+        (["volume", "delete", "kept", "--yes"], 33, "volume has snapshots: kept"),
         (["snapshot", "delete", "root@s"], 7, "repeat with --yes"),
         (["snapshot", "rollback", "root@s"], 7, "repeat with --yes"),
         (["volume", "create", "root", "--size", "1G"], 32, "volume exists: root"),
@@ -103,6 +103,8 @@ def test_json_is_for_programs(served: Served, run: Run) -> None:
 )
 def test_mistakes(served: Served, run: Run, words: list[str], code: int, message: str) -> None:
     run("volume", "create", "root", "--size", "1G")
+    run("volume", "create", "kept", "--size", "1G")
+    run("snapshot", "create", "kept@s")
     got, out, err = run(*words)
     assert (got, out) == (code, "")
     assert err.startswith("cenote: ")
@@ -221,7 +223,7 @@ def test_a_terminal_is_asked(served: Served, run: Run, answer: str, code: int) -
     ours, theirs = pty.openpty()
     try:
         with subprocess.Popen(
-            [sys.executable, "-m", "admin", "volume", "delete", "root"],
+            [sys.executable, "-m", "admin", "volume", "delete", "root", "--snapshots"],
             stdin=theirs,
             stderr=theirs,
             stdout=subprocess.PIPE,

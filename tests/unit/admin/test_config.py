@@ -84,7 +84,7 @@ def test_the_least(tmp_path: Path) -> None:
         (f"format = 1\n{MEMBER}[pool]\ncopies = 4", r"pool.copies: expected 1 to 3, got 4"),
         (f"format = 1\n{MEMBER}[pool]\ncopies = 2", r"pool.copies: 2 copies need as many members"),
         (f"format = 1\n{MEMBER}[pool]\nsegment = '33'", r"pool.segment: expected 1M to 256M"),
-        (f"format = 1\n{MEMBER}[pool]\nsegment = '1.5M'", r"multiple of 1M; the nearest is 1M"),
+        (f"format = 1\n{MEMBER}[pool]\nsegment = '3M'", r"pool.segment: expected a power of two"),
         (f"format = 1\n{MEMBER}[cache]\npages = 1.5", r"cache.pages: expected a size such as"),
         (f"format = 1\n{MEMBER}[cache]\npages = '5GB'", r"cache.pages: ambiguous unit"),
         (f"format = 1\n{MEMBER}[cache]\nbuffers = '4M'", r"cache.buffers: expected 8M to"),

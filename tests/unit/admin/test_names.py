@@ -1,10 +1,12 @@
 import pytest
 
+import admin.names
+import storage.names
 from admin.names import SnapshotName, check_name, parse_snapshot, printable
 from storage.errors import InvalidArgumentError
 
 
-@pytest.mark.parametrize("name", ["a", "0", "vm-1.root_disk", "A" * 127])
+@pytest.mark.parametrize("name", ["a", "0", "vm-1.root_disk+", "A" * 127])
 def test_names(name: str) -> None:
     assert check_name(name) == name
 
@@ -15,6 +17,10 @@ def test_names(name: str) -> None:
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(InvalidArgumentError, match="use letters"):
         check_name(name)
+
+
+def test_the_pool_has_the_same_rule() -> None:
+    assert admin.names._NAME.pattern == storage.names.NAME.pattern
 
 
 def test_snapshots_are_written_with_an_at() -> None:

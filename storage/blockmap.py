@@ -10,7 +10,7 @@ pages that are not in memory. The checkpoint finds out, page by page in order (R
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ SLOT_BITS = PAGE_BLOCKS - 1
 
 RowOf = Callable[[Layer, int], list[int] | None]
 ParentOf = Callable[[Layer], Layer | None]
+Fetch = Callable[[int, int, int], Awaitable[bytes]]
 
 
 class Merged:
@@ -157,12 +158,18 @@ class BlockMap:
     # -- reading what is on disk
 
     async def read_merged(
-        self, layer: Layer, number: int, row_of: RowOf, parent_of: ParentOf
+        self,
+        layer: Layer,
+        number: int,
+        row_of: RowOf,
+        parent_of: ParentOf,
+        fetch: Fetch | None = None,
     ) -> Merged:
         """The page of `layer` as directories say, pending changes left out.
 
-        At most two reads: one delta and one base, however deep the chain is.
+        `fetch` reads a blob by its entry words; the store does unless told otherwise. At most two reads: one delta and one base, however deep the chain is.
         """
+        fetch = fetch or self._store.read_located
         merged = Merged()
         delta: list[int] | None = None
         up: Layer | None = layer
@@ -173,20 +180,14 @@ class BlockMap:
                     delta = row
                     delta_is_own = up is layer
                 if row[0]:
-                    await self._add_blob(merged, row[0], row[1], own=up is layer, delta=False)
+                    blob = await fetch(row[0], row[1], PAGE_BLOB_BYTES_MAX)
+                    _add_blob(merged, blob, own=up is layer, delta=False)
                     break
             up = parent_of(up)
         if delta is not None and delta[2]:
-            await self._add_blob(merged, delta[2], delta[3], own=delta_is_own, delta=True)
+            blob = await fetch(delta[2], delta[3], PAGE_BLOB_BYTES_MAX)
+            _add_blob(merged, blob, own=delta_is_own, delta=True)
         return merged
-
-    async def _add_blob(self, merged: Merged, a: int, b: int, *, own: bool, delta: bool) -> None:
-        blob = await self._store.read_located(a, b, PAGE_BLOB_BYTES_MAX)
-        slots, entries, flags = pageblob.decode_page(blob)
-        merged.entries[slots] = entries
-        merged.own[slots] = flags & own
-        if delta:
-            merged.changed[slots] = True
 
     async def own_entries(self, layer: Layer, number: int, row: list[int] | None) -> Words:
         """Entries (n, 2) that the layer itself stores on that page according to its row."""
@@ -295,6 +296,14 @@ class BlockMap:
             for layer in self.layers.values()
             for pending in layer.pending.values()
         )
+
+
+def _add_blob(merged: Merged, blob: bytes, *, own: bool, delta: bool) -> None:
+    slots, entries, flags = pageblob.decode_page(blob)
+    merged.entries[slots] = entries
+    merged.own[slots] = flags & own
+    if delta:
+        merged.changed[slots] = True
 
 
 def _owner(layer: Layer, number: int) -> Layer | None:

@@ -165,7 +165,7 @@ class Checkpointer:
         def parent_of(up: Layer) -> Layer | None:
             return frozen.parents[up.number]
 
-        merged = await self._map.read_merged(layer, number, row_of, parent_of)
+        merged = await self._map.read_merged(layer, number, row_of, parent_of, self._meta.fetch)
         old_row = row_of(layer, number) or [0, 0, 0, 0]
         _resolve(frozen, merged, pending, rootless=parent_of(layer) is None)
         new_row = await self._store_page(merged, old_row)

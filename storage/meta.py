@@ -9,7 +9,7 @@ written again (R15).
 from blockdev.errors import DeviceError
 from storage import codec
 from storage.codec import digest_of
-from storage.entry import OFFSET_GRAIN_BYTES, pack_a, pack_b
+from storage.entry import OFFSET_GRAIN_BYTES, pack_a, pack_b, unpack
 from storage.segments import Segment, SegmentTable, State
 from storage.store import Failure, Store
 
@@ -61,6 +61,14 @@ class MetaWriter:
         if len(self._chunk) >= min(CHUNK_BYTES, self._table.segment_bytes // 4):
             await self._write()
         return pack_a(kind, segment.number, at), pack_b(len(stored), 1, digest_of(stored))
+
+    async def fetch(self, a: int, b: int, plain_bytes_max: int) -> bytes:
+        """Read a piece, also one that is not written yet. Raises as `Store.read_located`."""
+        at = unpack(a, b)
+        start = at.offset - self.offset
+        if self.segment is None or at.segment != self.segment.number or start < 0:
+            return await self._store.read_located(a, b, plain_bytes_max)
+        return codec.expand(at.kind, self._chunk[start : start + at.stored_bytes], plain_bytes_max)
 
     async def append_long(self, data: bytes) -> list[tuple[int, int]]:
         """Store any amount, cut into pieces; returns their entry words in order."""

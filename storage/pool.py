@@ -98,6 +98,7 @@ async def open_pool(
     opened = await opening.load(roster, attached, max(settings.page_cache_bytes, 4 << 20))
     await opening.begin(opened, was_clean=newest.clean)
     pool = Pool(opened, settings, env)
+    failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pool._log.run)
         if len(roster.superblock.jumps) >= JUMPS_SETTLED_AT:
@@ -105,13 +106,12 @@ async def open_pool(
         nursery.start_soon(pool._tick)
         try:
             yield pool
-        except Exception:
-            await pool._close()
-            raise
-        else:
-            await pool._close()
-        finally:
-            nursery.cancel_scope.cancel()
+        except Exception as error:
+            failure = error  # raised again below, outside the nursery, which would wrap it
+        await pool._close()
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
 
 
 class Pool:

@@ -16,6 +16,7 @@ from nbd.errors import ProtocolError, UnknownExportError
 from nbd.handshake import Ended, ExportRequest, ListRequest, Need, ServerHandshake
 from nbd.limits import PAYLOAD_BYTES_MAX, Limits
 from nbd.options import ExportInfo
+from nbd.pace import Activity
 from nbd.session import Counters, Session
 
 log = logging.getLogger("cenote.nbd")
@@ -59,6 +60,7 @@ class Connection:
 
     Args:
         describe: returns an export's description, shown to clients that ask.
+        activity: shared by the connections of one server.
     """
 
     def __init__(
@@ -68,12 +70,14 @@ class Connection:
         exports: ExportSource,
         limits: Limits,
         describe: Callable[[str], str],
+        activity: Activity,
     ) -> None:
         self.client = Client(peer)
         self._sock = sock
         self._exports = exports
         self._limits = limits
         self._describe = describe
+        self._activity = activity
         self._handshake = ServerHandshake(
             option_bytes_max=limits.option_bytes_max, options_max=limits.options_max
         )
@@ -126,6 +130,7 @@ class Connection:
             structured=handshake.structured,
             limits=self._limits,
             counters=client.counters,
+            activity=self._activity,
             early=handshake.trailing(),
         )
         if handshake.shutting_down:

@@ -12,6 +12,7 @@ import trio
 from nbd.connection import Client, Connection, ExportSource
 from nbd.limits import Limits
 from nbd.listeners import close_listener
+from nbd.pace import Activity
 
 log = logging.getLogger("cenote.nbd")
 
@@ -42,6 +43,7 @@ class Server:
         self._limits = limits or Limits()
         self._describe = describe
         self._connections: set[Connection] = set()
+        self._activity = Activity()
         self._accepting = trio.CancelScope()
 
     def clients(self) -> list[Client]:
@@ -107,7 +109,9 @@ class Server:
             await trio.lowlevel.checkpoint()
 
     async def _serve_client(self, sock: socket.socket, peer: str) -> None:
-        connection = Connection(sock, peer, self._exports, self._limits, self._describe)
+        connection = Connection(
+            sock, peer, self._exports, self._limits, self._describe, self._activity
+        )
         self._connections.add(connection)
         sock.setblocking(False)
         try:

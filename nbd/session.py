@@ -23,6 +23,7 @@ from blockdev.errors import DeviceError
 from nbd.constants import Command, CommandFlag, ExportFlag, WireError, wire_error
 from nbd.errors import ProtocolError
 from nbd.limits import PAYLOAD_BYTES_MAX, Limits
+from nbd.pace import WORK_PER_LOOK, Activity, Pace
 from nbd.sender import Sender
 from nbd.transmission import (
     Request,
@@ -67,6 +68,7 @@ class Session:
         device: the caller closes it, after `run` ended.
         flags: what was advertised.
         structured: whether READ is answered in structured replies.
+        activity: shared by the sessions of one server.
         early: what the client sent behind its last option.
     """
 
@@ -79,6 +81,7 @@ class Session:
         structured: bool,
         limits: Limits,
         counters: Counters,
+        activity: Activity,
         early: bytes = b"",
     ) -> None:
         self._sock = sock
@@ -89,6 +92,7 @@ class Session:
         self._counters = counters
         self._parser = RequestParser(payload_bytes_max=PAYLOAD_BYTES_MAX, early=early)
         self._sender = Sender(sock)
+        self._pace = Pace(activity)
         self._slow_requests = 0
         self._slow_bytes = 0
         self._stopping = False
@@ -131,10 +135,11 @@ class Session:
 
     async def _serve(self) -> None:
         """Read and serve until the client says goodbye or is gone."""
-        sock, parser, sender = self._sock, self._parser, self._sender
+        sock, parser, sender, pace = self._sock, self._parser, self._sender, self._pace
         counters = self._counters
         work = 0
         served_before = counters.requests
+        woken = False
         more = True  # early bytes may hold requests
         while True:
             while more:
@@ -148,25 +153,34 @@ class Session:
             served = counters.requests - served_before
             served_before = counters.requests
             work += served
-            if served == 1:
-                # Most likely a client that waits for each answer: do not ask the
-                # socket before it had time to send the next request.
-                await trio.lowlevel.wait_readable(sock)
-                work = 0
-            elif work >= YIELD_WORK:
+            if work >= YIELD_WORK:
                 await trio.lowlevel.checkpoint()
                 work = 0
-            try:
-                count = sock.recv_into(parser.room())
-            except BlockingIOError:
+            looks = 1 if woken else pace.looks(served, self._slow_requests)
+            count = self._look(looks)
+            pace.looked(looks, found=count is not None)
+            if count is None:
                 await trio.lowlevel.wait_readable(sock)
-                work = 0
+                woken, work = True, 0
                 continue
+            woken = False
             if not count:
                 return
+            if looks > 1:
+                work += WORK_PER_LOOK
             work += count >> 16
             parser.received(count)
             more = True
+
+    def _look(self, looks: int) -> int | None:
+        """Receive what is there, trying so many times; return None when nothing came."""
+        recv_into, room = self._sock.recv_into, self._parser.room()
+        for _ in range(looks):
+            try:
+                return recv_into(room)
+            except BlockingIOError:
+                pass
+        return None
 
     def _serve_batch(self) -> bool:
         """Serve what was received; return whether it stopped early for a limit."""

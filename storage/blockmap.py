@@ -167,7 +167,8 @@ class BlockMap:
     ) -> Merged:
         """The page of `layer` as directories say, pending changes left out.
 
-        `fetch` reads a blob by its entry words; the store does unless told otherwise. At most two reads: one delta and one base, however deep the chain is.
+        `fetch` reads a blob by its entry words; the store does unless told otherwise. At most
+        two reads: one delta and one base, however deep the chain is.
         """
         fetch = fetch or self._store.read_located
         merged = Merged()

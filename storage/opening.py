@@ -7,7 +7,7 @@ Only then is anything served.
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -29,7 +29,7 @@ from storage.layer import Layer
 from storage.log import with_jump
 from storage.member import Member, MemberDevice, read_superblock
 from storage.meta import PIECE_BYTES_MAX
-from storage.replay import Replay
+from storage.replay import Found, Replay
 from storage.root import LogPosition, Piece, Root
 from storage.roster import Roster
 from storage.segments import SegmentTable, State
@@ -252,10 +252,20 @@ async def load_directories(made: Root, store: Store, blockmap: BlockMap) -> None
 
 
 async def load(roster: Roster, members: list[Member | None], cache_bytes: int) -> Opened:
-    """Load the newest checkpoint and replay the log behind it. Writes nothing."""
+    """Load the newest checkpoint, replay the log behind it, and bring its copies level."""
+    opened = await load_checkpoint(roster, members, cache_bytes)
+    async for _ in replay(opened):
+        pass
+    return opened
+
+
+async def load_checkpoint(
+    roster: Roster, members: list[Member | None], cache_bytes: int, *, repair: bool = True
+) -> Opened:
+    """The pool as of its newest checkpoint. Writes nothing but repairs, if those are allowed."""
     sb = roster.superblock
     table = SegmentTable(members, sb.segment_bytes, sb.copies)
-    store = Store(table)
+    store = Store(table, repair=repair)
     made = await load_root(sb, table, store)
     catalogue = Catalogue()
     blockmap = BlockMap(store, table, cache_bytes)
@@ -269,7 +279,7 @@ async def load(roster: Roster, members: list[Member | None], cache_bytes: int) -
         table.next_number = max(table.next_number, made.next_segment)
         for number, copies in ((sb.root.a >> 25, sb.root.copies), *made.extra):
             table.adopt(number, copies)
-        store = Store(table)
+        store = Store(table, repair=repair)
         blockmap = BlockMap(store, table, cache_bytes)
         make_layers(catalogue, blockmap)
         detach_dying(catalogue, blockmap)
@@ -278,9 +288,7 @@ async def load(roster: Roster, members: list[Member | None], cache_bytes: int) -
         meta_end = _end_of(sb)
     for jump in sb.jumps:
         table.adopt(jump.segment, jump.copies).announced_in = jump.after_commit
-    opened = Opened(roster, table, store, blockmap, catalogue, start, made, meta_end, replayed=0)
-    await _replay(opened, start)
-    return opened
+    return Opened(roster, table, store, blockmap, catalogue, start, made, meta_end, replayed=0)
 
 
 def _end_of(sb: Superblock) -> tuple[int, int]:
@@ -289,17 +297,24 @@ def _end_of(sb: Superblock) -> tuple[int, int]:
     return sb.root.a >> 25, -(-offset // sb.commit_align) * sb.commit_align
 
 
-async def _replay(opened: Opened, start: LogPosition) -> None:
+async def replay(opened: Opened, *, level: bool = True) -> AsyncIterator[Found]:
+    """Apply the log behind the checkpoint, and yield each commit after that.
+
+    With `level`, copies of commits that nobody knows to be durable are made alike (R3).
+    """
     sb = opened.roster.superblock
-    replay = Replay(opened.table, sb.pool_uuid, sb.jumps, start, sb.durable_commit)
-    async for found in replay.commits_in_order():
+    walk = Replay(
+        opened.table, sb.pool_uuid, sb.jumps, opened.position, sb.durable_commit, level=level
+    )
+    async for found in walk.commits_in_order():
         opened.blockmap.apply(found.records)
         for operation in found.records.operations:
             opened.catalogue.apply(decode(operation))
             make_layers(opened.catalogue, opened.blockmap)
             detach_dying(opened.catalogue, opened.blockmap)
-    opened.position = replay.end
-    opened.replayed = replay.commits
+        yield found
+    opened.position = walk.end
+    opened.replayed = walk.commits
 
 
 async def begin(opened: Opened, *, was_clean: bool) -> None:

@@ -49,6 +49,8 @@ class Replay:
     end: LogPosition
     durable: int
     commits: int = 0
+    level: bool = True
+    """Write whole commits over torn copies of them."""
     _window: tuple[int, int, memoryview] = field(default=(0, 0, memoryview(b"")))
 
     async def commits_in_order(self) -> AsyncIterator[Found]:
@@ -175,7 +177,7 @@ class Replay:
                 torn.append((member, base))
         if whole is None:
             return False
-        for member, base in torn:
+        for member, base in torn if self.level else ():
             await member.overwrite(base + header.offset, whole)
         return True
 

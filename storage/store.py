@@ -32,8 +32,9 @@ class Failure(NamedTuple):
 class Store:
     """The pool's segments as bytes on their members."""
 
-    def __init__(self, table: SegmentTable):
+    def __init__(self, table: SegmentTable, *, repair: bool = True):
         self.table = table
+        self._repairs = repair
         self._get = table.get
 
     # -- reading
@@ -86,7 +87,7 @@ class Store:
                 log.warning("read failed: %s member=%s: %s", where, member.name, error)
             else:
                 if digest_of(data) & CHECK_MASK == check:
-                    if bad:
+                    if bad and self._repairs:
                         await self._repair(segment, bad, offset, data)
                     return data
                 member.checksum_errors += 1

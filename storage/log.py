@@ -11,22 +11,18 @@ durable is written there again.
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import trio
-from typing_extensions import Buffer
 
-from blockdev.errors import ClosedError, DeviceError, NoSpaceError
+from blockdev.errors import DeviceError, NoSpaceError
 from storage import encode
-from storage.buffer import LayerBuffer, WriteBuffer
+from storage.buffer import WriteBuffer
 from storage.commit import CommitHeader, Records
 from storage.encode import EncodedCommit, PlacedCommit
-from storage.entry import BLOCK_SHIFT
 from storage.environment import Environment
-from storage.layer import Layer
+from storage.intake import Intake
 from storage.root import LogPosition
 from storage.roster import Roster
 from storage.segments import Segment, SegmentTable, State
@@ -46,14 +42,6 @@ RELOCATIONS_MAX = 4
 """In a row without a durable commit; then the pool gives up rather than go round for ever."""
 
 STALL_RETRY_S = 0.5
-RECORDS_MAX = 4096
-"""Zero ranges and operations in one buffer; keeps record tables small."""
-
-
-class Target(Protocol):
-    """What is written to: its head layer may change whenever the writer waits."""
-
-    layer: Layer
 
 
 class CopyFailed(Exception):
@@ -84,8 +72,7 @@ class Log:
         """Everything through this point is durable."""
         self.commits = 0
         """Since this log was opened."""
-        self.failure: DeviceError | None = None
-        self.open: WriteBuffer | None = None
+        self.intake = Intake(space, self._room_in_segment, self._sealed)
         self._end = start
         self._env = env
         self._table = table
@@ -94,231 +81,61 @@ class Log:
         self._space = space
         self._on_durable = on_durable
         self._segment: Segment = table[start.announced or start.segment]
-        self._queue: deque[WriteBuffer] = deque()
         self._retained: list[Written] = []
         self._retained_bytes = 0
         self._losses: dict[int, int] = {}
         """`losses` of each member when it was first written since the last flush."""
         self._relocations = 0
-        self._starved = False
-        """A writer waits for memory: flush without being asked."""
-        self._stalled: NoSpaceError | None = None
-        self._kick = trio.Event()
-        self._pulse = trio.Event()
         self._nursery: trio.Nursery | None = None
         if start.announced:
             begun = replace(start, segment=start.announced, offset=0, announced=0)
             self._end = self.durable = begun
 
-    # -- clients
-
-    def try_put(self, layer: Layer, block: int, count: int, data: Buffer) -> bool:
-        """Take `count` whole blocks into the open buffer; False when that needs waiting.
-
-        Cost: one copy and a dictionary item per block; no system call, no suspension.
-        """
-        buffer = self.open
-        if buffer is not None:
-            part = buffer.layers.get(layer.number)
-            if part is None:
-                part = self._join(buffer, layer)
-            if buffer.put(part, block, count, data):
-                return True
-        if self._fits() < count:
-            return False
-        assert self.open is not None
-        return self.open.put(self._join(self.open, layer), block, count, data)
-
-    async def put(self, target: Target, block: int, count: int, data: Buffer) -> None:
-        """Take whole blocks, waiting for memory; may be spread over several commits, and, when
-        a snapshot is made meanwhile, over two layers.
-
-        Raises:
-            NoSpaceError: the pool is full; earlier blocks of `data` may have been taken.
-        """
-        view = memoryview(data)
-        done = 0
-        while done < count:
-            n = min(self._fits(), count - done)
-            if n:
-                piece = view[done << BLOCK_SHIFT : (done + n) << BLOCK_SHIFT]
-                taken = self.try_put(target.layer, block + done, n, piece)
-                assert taken
-                done += n
-            else:
-                await self._wait_for_room()
-
-    def _fits(self) -> int:
-        """Blocks that the open buffer still takes; a full one is sealed and another opened."""
-        if self.failure is not None:
-            raise self.failure
-        if self.open is not None and self.open.used < self.open.capacity:
-            return self.open.capacity - self.open.used
-        self.seal()
-        buffer = self._open_buffer()
-        return 0 if buffer is None else buffer.capacity
-
-    async def put_zeroes(self, target: Target, first: int, end: int) -> None:
-        """Zero the blocks [first, end): one range record, whatever its length."""
-        while True:
-            buffer = self.open or self._open_buffer(reserve=True)
-            if buffer is not None:
-                break
-            await self._wait_for_room()
-        self._join(buffer, target.layer).put_zeroes(first, end)
-        buffer.records += 1
-        if buffer.records >= RECORDS_MAX:
-            self.seal()
-
-    def put_operation(self, operation: bytes) -> WriteBuffer:
-        """Log an operation behind all writes so far and seal (R9); returns the buffer."""
-        if self.failure is not None:
-            raise self.failure
-        if self._stalled is not None:
-            raise NoSpaceError(str(self._stalled))
-        # One more small buffer beyond the bound at most: operations are rare and serial.
-        buffer = self.open or self._open_buffer(reserve=True, unbounded=True)
-        assert buffer is not None
-        buffer.operations.append(operation)
-        self.seal()
-        return buffer
-
-    def _join(self, buffer: WriteBuffer, layer: Layer) -> LayerBuffer:
-        part = buffer.layers.get(layer.number)
-        if part is None:
-            part = buffer.layer(layer.number)
-            layer.overlays.insert(0, part)
-        return part
-
-    def _open_buffer(self, *, reserve: bool = False, unbounded: bool = False) -> WriteBuffer | None:
-        if self.failure is not None:
-            raise self.failure
-        blocks = 0 if self._stalled else self._space.grant(self._room_in_segment(), unbounded)
-        if not blocks and not (reserve and self._space.has_memory(unbounded)):
-            return None
-        self.open = WriteBuffer(blocks, trio.current_time())
-        self._space.held(self.open)
-        return self.open
+    # -- the committer
 
     def _room_in_segment(self) -> int:
         return self._table.segment_bytes - self._end.offset
 
-    async def _wait_for_room(self) -> None:
-        if self.failure is not None:
-            raise self.failure
-        if self._stalled:
-            raise NoSpaceError(str(self._stalled))
-        if self._space.busy or self._space.paused:
-            # A flush of what is written gives memory back, and tells what space is left.
-            self._starved = True
-            self._kick.set()
-            await self._pulse.wait()
-        else:
-            await self._space.make_room()
-
-    def seal(self) -> None:
-        """Close the open buffer; what is in it becomes the next commit."""
-        buffer = self.open
-        if buffer is None:
-            return
-        self.open = None
-        if buffer.empty:
-            self._space.released(buffer)
-            return
-        self._queue.append(buffer)
+    def _sealed(self, buffer: WriteBuffer) -> None:
         if buffer.used > ENCODE_INLINE_BLOCKS and self._nursery is not None:
             buffer.encoding = trio.Event()
             self._nursery.start_soon(self._encode_ahead, buffer)
-        self._kick.set()
-
-    def last(self) -> WriteBuffer | None:
-        """The newest buffer that is not durable, sealed now; None when all is durable."""
-        self.seal()
-        if self._queue:
-            return self._queue[-1]
-        return next((w.buffer for w in reversed(self._retained) if w.buffer), None)
-
-    async def flush(self) -> None:
-        """Return when everything taken before this call is durable.
-
-        Raises:
-            NoSpaceError: it cannot be written for lack of space; it is kept, try again.
-            DeviceError: it is lost.
-        """
-        buffer = self.last()
-        if buffer is not None:
-            await self.wait(buffer)
-        elif self.failure is not None:
-            raise self.failure
-
-    async def wait(self, buffer: WriteBuffer) -> None:
-        """Return when a buffer is durable. Raises as `flush`; cancelling has no effect on it."""
-        buffer.wanted = True
-        self._kick.set()
-        while not buffer.done.is_set():
-            if self._stalled is not None:
-                raise NoSpaceError(str(self._stalled))
-            await self._pulse.wait()
-        if buffer.error is not None:
-            raise buffer.error
-
-    async def close(self) -> None:
-        """Make all durable, then take nothing more. Raises as `flush`."""
-        while self.last() is not None:
-            await self.flush()
-        if self.failure is None:
-            self.failure = ClosedError("the pool is closed")
-        self.pulse()
-
-    def nudge(self, age_s: float) -> None:
-        """Start to commit an open buffer that is older than `age_s`, without waiting for it."""
-        if self.open is not None and trio.current_time() - self.open.opened_at >= age_s:
-            buffer = self.last()
-            if buffer is not None:
-                buffer.wanted = True
-
-    def pulse(self) -> None:
-        """Wake whoever waits for memory, space or durability to look again."""
-        self._pulse.set()
-        self._pulse = trio.Event()
-
-    # -- the committer
 
     async def run(self) -> None:
         """Commit for ever; the pool's nursery runs this, nothing else cancels it."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            while self.failure is None:
-                await self._kick.wait()
-                self._kick = trio.Event()
+            while self.intake.failure is None:
+                await self.intake.kick.wait()
+                self.intake.kick = trio.Event()
                 await self._work()
 
     async def _work(self) -> None:
         try:
-            while self._queue or self._must_flush():
+            while self.intake.queue or self._must_flush():
                 try:
                     await self._drain()
-                    self._stalled = None
+                    self.intake.stalled = None
                 except CopyFailed as failed:
                     await self._relocate(failed.failures)
         except NoSpaceError as error:
-            if self._stalled is None:
+            if self.intake.stalled is None:
                 log.error("commits wait for space: %s", error)
-            self._stalled = error
-            self.pulse()
+            self.intake.stalled = error
+            self.intake.pulse()
             await trio.sleep(STALL_RETRY_S)
-            self._kick.set()
+            self.intake.kick.set()
         except DeviceError as error:
             self.die(error)
 
     async def _drain(self) -> None:
-        while self._queue:
-            buffer = self._queue[0]
+        while self.intake.queue:
+            buffer = self.intake.queue[0]
             encoded = await self._encoded(buffer)
             # Alone and awaited: one FUA write instead of a write and a flush.
-            fua = buffer.wanted and len(self._queue) == 1 and not self._retained
+            fua = buffer.wanted and len(self.intake.queue) == 1 and not self._retained
             placed = await self._append(encoded, fua=fua)
-            self._queue.popleft()
+            self.intake.queue.popleft()
             self._space.written(buffer)
             self._retain(placed, buffer)
             if fua and len(self._retained) == 1:
@@ -333,7 +150,7 @@ class Log:
         if not self._retained:
             return False
         return (
-            self._starved
+            self.intake.starved
             or self._retained_bytes >= FLUSH_BYTES
             or any(w.buffer is not None and w.buffer.wanted for w in self._retained)
         )
@@ -430,14 +247,14 @@ class Log:
         done, self._retained = self._retained, []
         self._retained_bytes = 0
         self._relocations = 0
-        self._starved = False
+        self.intake.starved = False
         for written in done:
             self.durable = written.position
             self._on_durable(written)
             if written.buffer is not None:
                 self._space.released(written.buffer)
                 written.buffer.done.set()
-        self.pulse()
+        self.intake.pulse()
 
     # -- failures
 
@@ -459,7 +276,7 @@ class Log:
         again = [w.buffer for w in self._retained if w.buffer is not None]
         for buffer in again:
             self._space.requeued(buffer)
-        self._queue.extendleft(reversed(again))
+        self.intake.queue.extendleft(reversed(again))
         self._retained = []
         self._retained_bytes = 0
         self._losses.clear()
@@ -475,18 +292,18 @@ class Log:
 
     def die(self, error: DeviceError) -> None:
         """Give up: nothing more is written; all who wait get the error."""
-        if self.failure is not None:
+        if self.intake.failure is not None:
             return
         log.critical("the pool takes no more writes: %s", error)
-        self.failure = error
-        lost = [w.buffer for w in self._retained if w.buffer] + list(self._queue)
-        if self.open is not None:
-            lost.append(self.open)
-            self.open = None
+        self.intake.failure = error
+        lost = [w.buffer for w in self._retained if w.buffer] + list(self.intake.queue)
+        if self.intake.open is not None:
+            lost.append(self.intake.open)
+            self.intake.open = None
         for buffer in lost:
             buffer.error = error
             buffer.done.set()
-        self.pulse()
+        self.intake.pulse()
 
 
 def with_jump(jumps: tuple[Jump, ...], jump: Jump) -> tuple[Jump, ...]:

@@ -154,7 +154,7 @@ class Pool:
     @property
     def failure(self) -> DeviceError | None:
         """Why the pool takes no more writes, or None."""
-        return self._log.failure
+        return self._log.intake.failure
 
     @property
     def durable_commit(self) -> int:
@@ -243,17 +243,17 @@ class Pool:
         """
         state, read_only = self._volumes.open(name)
         return Volume(
-            state, self._log, self._reader, read_only=read_only,
+            state, self._log.intake, self._reader, read_only=read_only,
             on_close=lambda: self._volumes.closed(state),
         )  # fmt: skip
 
     async def _carry_out(self, operation: Operation) -> None:
         # From here to the wait nothing suspends: the operation is one point in the log.
-        buffer = self._log.put_operation(catalogue_module.encode(operation))
+        buffer = self._log.intake.put_operation(catalogue_module.encode(operation))
         self._live.apply(operation)
         make_layers(self._live, self.blockmap)
         self._volumes.applied(operation)
-        await self._log.wait(buffer)
+        await self._log.intake.wait(buffer)
 
     def _on_durable(self, written: Written) -> None:
         self.blockmap.apply(written.records)
@@ -269,7 +269,7 @@ class Pool:
 
     async def flush(self) -> None:
         """Make everything written so far durable. Raises as `BlockDevice.flush`."""
-        await self._log.flush()
+        await self._log.intake.flush()
 
     # -- checkpoints
 
@@ -290,7 +290,7 @@ class Pool:
         self._checkpointed_at = trio.current_time()
         self._commits_at_checkpoint = commits
         self.space.paused = False
-        self._log.pulse()
+        self._log.intake.pulse()
         log.debug(
             "checkpoint %d: commit=%d seconds=%.3f",
             self._checkpointer.number, self._checkpointed_commit, trio.current_time() - started,
@@ -316,15 +316,15 @@ class Pool:
             nursery.start_soon(self._checkpoint_when_due)
             while True:
                 await trio.sleep(interval)
-                self._log.nudge(interval)
+                self._log.intake.nudge(interval)
                 if self.blockmap.records_pending >= RECORDS_AHEAD_MAX:
                     self.space.paused = True
-                if self._log.failure is not None:
+                if self._log.intake.failure is not None:
                     self.failed.set()
 
     async def _checkpoint_when_due(self) -> None:
         while True:
-            if self._checkpoint_is_due() and self._log.failure is None:
+            if self._checkpoint_is_due() and self._log.intake.failure is None:
                 try:
                     await self.checkpoint()
                 except NoSpaceError as error:
@@ -357,11 +357,11 @@ class Pool:
     # -- the end
 
     async def _close(self) -> None:
-        if self._log.failure is not None:
-            log.error("closing a pool that failed: %s", self._log.failure)
+        if self._log.intake.failure is not None:
+            log.error("closing a pool that failed: %s", self._log.intake.failure)
             return
         try:
-            await self._log.close()
+            await self._log.intake.close()
         except NoSpaceError as error:
             log.error("writes that were never flushed are lost for lack of space: %s", error)
             self._log.die(error)

@@ -12,8 +12,8 @@ from typing_extensions import Buffer
 from blockdev.device import BlockDevice, Extent, check_range
 from blockdev.errors import ClosedError, ReadOnlyError
 from storage.entry import BLOCK_BYTES, BLOCK_SHIFT
+from storage.intake import Intake
 from storage.layer import Layer
-from storage.log import Log
 from storage.reader import Reader
 
 BLOCK_MASK = BLOCK_BYTES - 1
@@ -40,12 +40,12 @@ class Volume(BlockDevice):
     physical_bytes = BLOCK_BYTES
 
     def __init__(
-        self, state: VolumeState, log: Log, reader: Reader, *, read_only: bool,
+        self, state: VolumeState, intake: Intake, reader: Reader, *, read_only: bool,
         on_close: Callable[[], None],
     ):  # fmt: skip
         self.read_only = read_only
         self._state = state
-        self._log = log
+        self._intake = intake
         self._reader = reader
         self._on_close = on_close
         self._closed = False
@@ -101,7 +101,7 @@ class Volume(BlockDevice):
         block, count = offset >> BLOCK_SHIFT, length >> BLOCK_SHIFT
         if state.merging and self._merge_in(block, count) is not None:
             return False
-        return self._log.try_put(state.layer, block, count, data)
+        return self._intake.try_put(state.layer, block, count, data)
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """As the interface says; with `fua` the log is flushed."""
@@ -114,11 +114,11 @@ class Volume(BlockDevice):
         if whole:
             block, count = offset + head >> BLOCK_SHIFT, whole >> BLOCK_SHIFT
             await self._wait_for_merges(block, count)
-            await self._log.put(self._state, block, count, view[head : head + whole])
+            await self._intake.put(self._state, block, count, view[head : head + whole])
         if tail := len(view) - head - whole:
             await self._merge(offset + head + whole, view[len(view) - tail :])
         if fua:
-            await self._log.flush()
+            await self._intake.flush()
 
     async def write_zeroes(
         self, offset: int, length: int, *, fua: bool = False, no_hole: bool = False
@@ -136,11 +136,11 @@ class Volume(BlockDevice):
             if offset < first << BLOCK_SHIFT:
                 await self._merge_zeroes(offset, (first << BLOCK_SHIFT) - offset)
             await self._wait_for_merges(first, last - first)
-            await self._log.put_zeroes(self._state, first, last)
+            await self._intake.put_zeroes(self._state, first, last)
             if end > last << BLOCK_SHIFT:
                 await self._merge_zeroes(last << BLOCK_SHIFT, end - (last << BLOCK_SHIFT))
         if fua:
-            await self._log.flush()
+            await self._intake.flush()
 
     async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
         """As the interface says; whole blocks in the range read as zeroes afterwards."""
@@ -148,15 +148,15 @@ class Volume(BlockDevice):
         first, last = -(-offset >> BLOCK_SHIFT), offset + length >> BLOCK_SHIFT
         if first < last:
             await self._wait_for_merges(first, last - first)
-            await self._log.put_zeroes(self._state, first, last)
+            await self._intake.put_zeroes(self._state, first, last)
         if fua:
-            await self._log.flush()
+            await self._intake.flush()
 
     async def flush(self) -> None:
         """As the interface says; covers all volumes, as they share one log."""
         if self._closed:
             raise ClosedError("volume is closed")
-        await self._log.flush()
+        await self._intake.flush()
 
     # -- partial blocks
 
@@ -186,7 +186,7 @@ class Volume(BlockDevice):
             within = offset & BLOCK_MASK
             view = memoryview(data)
             merged[within : within + len(view)] = view
-            await self._log.put(state, block, 1, merged)
+            await self._intake.put(state, block, 1, merged)
         finally:
             del state.merging[block]
             event.set()

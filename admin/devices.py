@@ -12,6 +12,7 @@ from pathlib import Path
 from admin.config import Config, MemberConfig
 from admin.plan import Content, Found, Plan
 from blockdev.file import FileDevice
+from storage.check import check_pool
 from storage.errors import MissingMemberError, NotFoundError
 from storage.info import CheckReport
 from storage.pool import MemberDevice, create_pool, probe_member
@@ -109,8 +110,6 @@ async def check_offline(config: Config, progress: Callable[[str, int, int], None
         BusyError: a daemon has a member open.
         NotFoundError: no member is there.
     """
-    from storage.check import check_pool
-
     found = [one for one in await look(config.members) if one.content is not Content.ABSENT]
     if not any(one.content is Content.POOL for one in found):
         paths = ", ".join(str(member.path) for member in config.members)

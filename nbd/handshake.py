@@ -49,6 +49,8 @@ _GREETING = struct.Struct(">QQH").pack(
     INIT_MAGIC, OPTION_MAGIC, HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
 )
 _CLIENT_FLAGS_BYTES = 4
+# A plain int: `~` of an IntFlag has only the bits that have names.
+_KNOWN_FLAGS = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
 
 
 class Need(Enum):
@@ -191,7 +193,7 @@ class ServerHandshake:
             return False
         flags = int.from_bytes(self._input[:_CLIENT_FLAGS_BYTES])
         del self._input[:_CLIENT_FLAGS_BYTES]
-        if flags & ~(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES):
+        if flags & ~_KNOWN_FLAGS:
             raise ProtocolError(f"unknown client flags: flags={flags:#x}")
         self._no_zeroes = bool(flags & HandshakeFlag.NO_ZEROES)
         return True

@@ -122,6 +122,7 @@ class Session:
                     await self._serve()
                 if self._stopping:
                     self._serve_last()
+                    await self._sender.drain()
             except (ProtocolError, OSError) as error:
                 failure = error
             if not (self._disconnecting or self._stopping):

@@ -203,13 +203,14 @@ def error_chunk(cookie: int, error: int, message: str = "") -> bytes:
     )
 
 
-_ALWAYS = CommandFlag.FUA  # accepted everywhere once it was advertised
-_FLAGS = {
-    Command.READ: _ALWAYS | CommandFlag.DF,
+# Plain ints: `~` of an IntFlag has only the bits that have names.
+_ALWAYS = int(CommandFlag.FUA)  # accepted everywhere once it was advertised
+_FLAGS: dict[int, int] = {
+    Command.READ: _ALWAYS | CommandFlag.DF.value,
     Command.WRITE: _ALWAYS,
     Command.FLUSH: _ALWAYS,
     Command.TRIM: _ALWAYS,
-    Command.WRITE_ZEROES: _ALWAYS | CommandFlag.NO_HOLE,
+    Command.WRITE_ZEROES: _ALWAYS | CommandFlag.NO_HOLE.value,
 }
 _CHANGING = {Command.WRITE, Command.TRIM, Command.WRITE_ZEROES}
 _GROWING = {Command.WRITE, Command.WRITE_ZEROES}
@@ -228,7 +229,7 @@ def refusal(
         payload_max: longest data of READ and WRITE.
     """
     _, request_flags, kind, _, offset, length = request
-    allowed = _FLAGS.get(kind)  # type: ignore[call-overload]
+    allowed = _FLAGS.get(kind)
     if allowed is None or request_flags & ~allowed:
         return WireError.EINVAL
     if request_flags & CommandFlag.DF and not flags & ExportFlag.SEND_DF:

@@ -464,7 +464,8 @@ async def test_a_connection_enters_without_zeroes_agreed(tmp_path: Path) -> None
 async def test_stop_finishes_requests_and_refuses_the_rest(tmp_path: Path) -> None:
     """22, 55."""
     device = SlowDevice()
-    async with running(tmp_path, serving(lambda: device)) as run:
+    limits = Limits(requests_in_flight_max=1)  # so that the second is not taken before the stop
+    async with running(tmp_path, serving(lambda: device), limits) as run:
         client, haggling = await run.entered(), await run.connect()
         await haggling.greet()
         assert (await haggling.option(3))[-1][0] == ACK

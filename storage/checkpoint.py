@@ -99,6 +99,7 @@ class Checkpointer:
         async with self._lock:
             for attempt in range(ATTEMPTS_MAX):
                 frozen = self._freeze(position_now())
+                self._meta.commit = frozen.position.commit
                 try:
                     return await self._attempt(frozen, clean)
                 except MetaWriteError as error:

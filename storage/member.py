@@ -85,6 +85,14 @@ class Member:
         """Device offset of a slot."""
         return DATA_START_BYTES + slot * self._segment_bytes
 
+    def try_read(self, offset: int, length: int) -> memoryview | None:
+        """Read any range at once, or None when that needs waiting. Raises as `read`."""
+        grain = self.device.block_bytes
+        before = offset % grain
+        span = -(-(before + length) // grain) * grain
+        around = self.device.try_read(offset - before, span)
+        return None if around is None else memoryview(around)[before : before + length]
+
     async def read(self, offset: int, length: int) -> Buffer:
         """Read any range, in the device's grain below. Raises as `BlockDevice.read`."""
         grain = self.device.block_bytes

@@ -35,6 +35,8 @@ class MetaWriter:
         self.segment: Segment | None = None
         self.offset = 0
         """Where the next chunk is written; what lies before is on the members."""
+        self.commit = 0
+        """The commit that is checkpointed; a member stale since before it misses this."""
         self._store = store
         self._table = table
         self._align = align
@@ -100,6 +102,7 @@ class MetaWriter:
         failures = await self._store.write(self.segment, self.offset, data)
         self.offset += len(data)
         self.segment.used_bytes = self.offset
+        self.segment.last_commit = max(self.segment.last_commit, self.commit)
         if failures:
             raise MetaWriteError(failures)
 

@@ -325,7 +325,7 @@ async def begin(opened: Opened, *, was_clean: bool) -> None:
     """
     roster, table, at = opened.roster, opened.table, opened.position
     segment = table.get(at.announced or at.segment)
-    if was_clean and segment is not None and not table.is_degraded(segment):
+    if was_clean and segment is not None and table.has_all_copies(segment):
         _seal_others(opened, keep=segment.number)
         return
     failures = await opened.store.flush(roster.in_sync())
@@ -346,6 +346,8 @@ async def begin(opened: Opened, *, was_clean: bool) -> None:
 
 def _seal_others(opened: Opened, keep: int) -> None:
     meta = opened.meta_end[0] if opened.meta_end else 0
+    if meta and not opened.table.has_all_copies(opened.table[meta]):
+        meta = 0
     for segment in opened.table.all():
         if segment.state is State.OPEN and segment.number not in (keep, meta):
             segment.state = State.SEALED

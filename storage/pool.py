@@ -32,6 +32,7 @@ from storage.meta import MetaWriter
 from storage.opening import Opened, detach_dying, make_layers
 from storage.reader import ExtentCache, Reader
 from storage.report import pool_info, snapshot_info, volume_info
+from storage.resync import Resync
 from storage.space import SpaceBudget
 from storage.volume import Volume
 from storage.volumes import Volumes
@@ -96,6 +97,7 @@ async def open_pool(
     attached = opening.attach(newest, found, without)
     roster = await opening.take(newest, attached, env)
     opened = await opening.load(roster, attached, max(settings.page_cache_bytes, 4 << 20))
+    await Resync(opened.table, opened.roster).bring_back()
     await opening.begin(opened, was_clean=newest.clean)
     pool = Pool(opened, settings, env)
     failure: Exception | None = None
@@ -138,13 +140,16 @@ class Pool:
         )
         meta = MetaWriter(self.store, self.table, self.roster.superblock.commit_align)
         if opened.meta_end is not None:
-            meta.go_on(*opened.meta_end)
+            if self.table.has_all_copies(self.table[opened.meta_end[0]]):
+                meta.go_on(*opened.meta_end)
         self._checkpointer = Checkpointer(
             self.blockmap, self.table, self.store, self.roster, meta, self._durable
         )
         self._checkpointed_commit = opened.root.position.commit if opened.root else 0
         self._checkpointed_at = trio.current_time()
         self._commits_at_checkpoint = -opened.replayed
+        self._table_changed = False
+        """Copies were added that no checkpoint knows of."""
         self._room_lock = trio.Lock()
         self._full_at = -1
         self._volumes = Volumes(self._live, self.blockmap, env.wall_clock)
@@ -279,6 +284,7 @@ class Pool:
 
     async def _run_checkpoint(self, *, clean: bool) -> None:
         commits = self._log.commits
+        self._table_changed = False
         started = trio.current_time()
         gone = await self._checkpointer.run(lambda: self._log.durable, clean=clean)
         for number in gone:
@@ -307,6 +313,7 @@ class Pool:
             or (commits > 0 and age >= settings.checkpoint_interval_s)
             or (bool(self._checkpointer.cooling) and age >= settings.checkpoint_interval_s)
             or bool(self.roster.superblock.jumps)
+            or self._table_changed
         )
 
     async def _tick(self) -> None:
@@ -314,6 +321,7 @@ class Pool:
         interval = self._settings.flush_interval_s
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._checkpoint_when_due)
+            nursery.start_soon(self._restore_copies)
             while True:
                 await trio.sleep(interval)
                 self._log.intake.nudge(interval)
@@ -333,6 +341,13 @@ class Pool:
                 except DeviceError as error:
                     self._log.die(error)
                     self.failed.set()
+            await trio.sleep(self._settings.flush_interval_s)
+
+    async def _restore_copies(self) -> None:
+        resync = Resync(self.table, self.roster)
+        while True:
+            while self._log.intake.failure is None and await resync.restore_one():
+                self._table_changed = True
             await trio.sleep(self._settings.flush_interval_s)
 
     async def _make_room(self) -> None:

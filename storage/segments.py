@@ -146,10 +146,10 @@ class SegmentTable:
                     await member.device.allocate(member.slot_offset(slot), self.segment_bytes)
             except NoSpaceError:
                 member.full_below = True
-                self._give_back(copies)
+                self.give_back(copies)
                 continue
             except BaseException:
-                self._give_back(copies)
+                self.give_back(copies)
                 raise
             return self._admit(tuple(copies), announced_in)
 
@@ -170,7 +170,17 @@ class SegmentTable:
         self._locate(segment)
         return segment
 
-    def _give_back(self, copies: Iterable[Copy]) -> None:
+    def take_slot(self, member: Member) -> int:
+        """A free slot of one member, for another copy of a segment."""
+        return heapq.heappop(self._free[member.index])
+
+    def add_copy(self, segment: Segment, copy: Copy) -> None:
+        """The segment has one more copy, written and flushed."""
+        segment.copies = (*segment.copies, copy)
+        self._locate(segment)
+
+    def give_back(self, copies: Iterable[Copy]) -> None:
+        """Slots that hold nothing any more."""
         for copy in copies:
             if self.members[copy.member] is not None:
                 heapq.heappush(self._free[copy.member], copy.slot)
@@ -178,7 +188,7 @@ class SegmentTable:
     def forget(self, segment: Segment) -> None:
         """Drop a freed segment and give its slots back."""
         del self._segments[segment.number]
-        self._give_back(segment.copies)
+        self.give_back(segment.copies)
         for copy in segment.copies:
             if member := self.members[copy.member]:
                 member.full_below = False
@@ -218,6 +228,10 @@ class SegmentTable:
     def is_degraded(self, segment: Segment) -> bool:
         """Whether a copy of it is on a member that is not in sync."""
         return any(not m or not m.in_sync for m in (self.members[c.member] for c in segment.copies))
+
+    def has_all_copies(self, segment: Segment) -> bool:
+        """Whether it has as many copies in sync as a new segment would get."""
+        return not self.is_degraded(segment) and len(segment.copies) >= self.copies_now()
 
     # -- persistence
 

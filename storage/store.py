@@ -51,12 +51,11 @@ class Store:
             return None
         member, base = places[0]
         try:
-            data = member.device.try_read(base + offset, length)
+            return member.try_read(base + offset, length)
         except OutOfRangeError:
             raise
         except DeviceError:
             return None  # the waiting path counts it and asks the other copies
-        return None if data is None else memoryview(data)
 
     async def read(self, number: int, offset: int, stored_bytes: int, check: int) -> memoryview:
         """The stored bytes of one extent, verified against `check`.

@@ -1,0 +1,117 @@
+"""Bringing members back, and segments back to full strength.
+
+A member that failed is stale from its last good commit on. When it is attached again, only
+what it missed is copied: the segments placed on it that were written after that commit (R5).
+What was written without it has fewer copies than the policy wants; those segments get
+another copy in the background, whole, one after the other.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import trio
+
+from blockdev.errors import DeviceError, NoSpaceError
+from storage.member import Member
+from storage.roster import Roster
+from storage.segments import Segment, SegmentTable, State
+from storage.superblock import Copy
+
+log = logging.getLogger("cenote.storage")
+
+CHUNK_BYTES = 1 << 20
+"""Copied at once; between two chunks clients get their turn."""
+
+
+@dataclass
+class Resync:
+    """Copies segments between members."""
+
+    table: SegmentTable
+    roster: Roster
+
+    async def bring_back(self) -> None:
+        """Make attached stale members current; one that fails stays stale."""
+        for member in self.roster.members:
+            if member is not None and member.stale_since is not None:
+                try:
+                    await self._bring_back(member, member.stale_since)
+                except DeviceError as error:
+                    log.warning("member stays stale: member=%s: %s", member.name, error)
+
+    async def _bring_back(self, member: Member, since: int) -> None:
+        missed = [s for s in self.table.all() if s.last_commit > since and _slot(s, member)]
+        for segment in missed:
+            slot = _slot(segment, member)
+            assert slot is not None
+            source = [place for place in segment.places if place[0].in_sync]
+            if not source:
+                raise DeviceError(f"no member in sync has segment {segment.number}")
+            await self._copy(segment, source[0], member, slot.slot)
+        await member.flush()
+        member.stale_since = None
+        self.table.relocate_all()
+        await self.roster.publish()
+        log.warning("member is in sync again: member=%s segments=%d", member.name, len(missed))
+
+    async def _copy(
+        self, segment: Segment, source: tuple[Member, int], member: Member, slot: int
+    ) -> None:
+        target = member.slot_offset(slot)
+        await member.device.allocate(target, self.table.segment_bytes)
+        for start in range(0, segment.used_bytes, CHUNK_BYTES):
+            length = min(CHUNK_BYTES, segment.used_bytes - start)
+            data = await source[0].read(source[1] + start, length)
+            await member.device.write(target + start, data)
+            await trio.lowlevel.checkpoint()
+
+    async def restore_one(self) -> bool:
+        """Give one segment that lacks a copy another one; False when there is none to help.
+
+        The copy is flushed before anything names it; the next checkpoint makes it known, and a
+        crash before that forgets it.
+        """
+        for segment in self.table.all():
+            wanted = min(self.table.copies, len(self.roster.in_sync()))
+            held = [member for member, _ in segment.places if member.in_sync]
+            if segment.state is State.SEALED and held and len(segment.copies) < wanted:
+                member = self._target(segment)
+                if member is not None:
+                    return await self._restore(segment, member)
+        return False
+
+    def _target(self, segment: Segment) -> Member | None:
+        holding = {copy.member for copy in segment.copies}
+        hosts = {m.host for m in self.table.members if m and m.index in holding}
+        free = [
+            m
+            for m in self.table.usable_members()
+            if m.index not in holding and self.table.free_slots(m)
+        ]
+        return min(free, key=lambda m: (m.host in hosts, -self.table.free_slots(m)), default=None)
+
+    async def _restore(self, segment: Segment, member: Member) -> bool:
+        slot = self.table.take_slot(member)
+        copy = Copy(member.index, slot)
+        try:
+            source = next(place for place in segment.places if place[0].in_sync)
+            await self._copy(segment, source, member, slot)
+            await member.flush()
+        except BaseException as error:
+            self.table.give_back([copy])
+            if isinstance(error, NoSpaceError):
+                member.full_below = True
+            if isinstance(error, DeviceError):
+                log.warning("cannot restore a copy: member=%s: %s", member.name, error)
+                return False
+            raise
+        if segment.state is not State.SEALED:
+            self.table.give_back([copy])
+            return True
+        self.table.add_copy(segment, copy)
+        log.info("copy restored: segment=%d member=%s", segment.number, member.name)
+        return True
+
+
+def _slot(segment: Segment, member: Member) -> Copy | None:
+    return next((copy for copy in segment.copies if copy.member == member.index), None)

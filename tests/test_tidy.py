@@ -211,3 +211,10 @@ def test_every_example_pool_is_tested() -> None:
 @every_module
 def test_nothing_is_left_for_later(path: Path) -> None:
     assert FORBIDDEN_WORDS.findall(path.read_text()) == []
+
+
+def test_the_format_page_says_what_the_code_says() -> None:
+    """FORMAT.md is made from the docstrings that define the bytes: `python -m tools.format_md`."""
+    from tools.format_md import render
+
+    assert (ROOT / "FORMAT.md").read_text() == render()

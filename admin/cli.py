@@ -1,6 +1,5 @@
 """The command line: the root of the arguments, and from every outcome an exit status."""
 
-import os
 import sys
 import traceback
 from typing import Final
@@ -10,7 +9,7 @@ import typer
 from admin.commands import about, check, clone, pool, serve, snapshot, volume
 from admin.commands.common import Common, HomeOption, JsonOption, examples
 from admin.errors import AdminError, InternalError, NotConfirmedError, UsageError, exit_code_of
-from admin.output import show_error
+from admin.output import drop_stdout, show_error
 from blockdev.errors import DeviceError
 
 _EPILOG = """\b
@@ -24,6 +23,8 @@ pool. All of them: cenote help exit-codes
     "cenote snapshot create root@clean",
     "cenote clone root@clean test",
 )
+
+_BROKEN_PIPE_CODE: Final = 128 + 13  # as the shell says of a program that SIGPIPE ended
 
 # The parser's own errors; typer names only the leaf of that tree in public.
 _ParserError: Final = typer.BadParameter.__mro__[2]
@@ -73,9 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _failed(error: BaseException, *, as_json: bool) -> int:
     if isinstance(error, BrokenPipeError):
-        # The reader of our output is gone, and Python would complain again on exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        drop_stdout()
+        return _BROKEN_PIPE_CODE
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         error = NotConfirmedError("interrupted")
     elif isinstance(error, _ParserError):

@@ -7,7 +7,7 @@ Nesting, from the outside in; each closes before what is around it:
         pool          recovery before, checkpoint after
           NBD         exports on HOME/nbd.sock and TCP
           API         on HOME/control.sock
-          watcher     stops everything when the pool fails
+          watchers    stop everything when the pool fails; warn when it fills up
 
 READY is told only when the pool is recovered and both listeners answer. Stopping: no new
 clients, a moment for requests that are under way, then the last checkpoint. A second signal
@@ -15,50 +15,28 @@ skips the rest: what was flushed is durable without it.
 """
 
 import logging
-import os
-import shlex
+import resource
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID
 
 import trio
 
-from admin import __version__
-from admin.api_server import serve_api
 from admin.config import Config
 from admin.devices import create, explain_missing, look, opened, warn_of_thin_files
 from admin.errors import AdminError
-from admin.exports import NbdService
-from admin.home import Home
 from admin.notify import notify
 from admin.plan import Plan, make_plan, resolve_without
 from admin.record import MemberRecord, new_record, read_record, write_record
-from admin.reports import ReadyReport
-from admin.status import DaemonInfo
+from admin.service import Orders, serve_pool
 from blockdev.errors import DeviceError
-from storage.errors import MissingMemberError, PoolError
-from storage.info import PoolInfo
+from storage.errors import MissingMemberError
 from storage.pool import Pool, PoolSettings, open_pool
 
 _log = logging.getLogger("cenote.daemon")
-
-STOP_GRACE_S = 5.0
-"""How long requests under way may take to finish once a stop was asked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Orders:
-    """What a daemon is told to do. `ready` is called once everything answers."""
-
-    home: Home
-    config: Config
-    without: tuple[str, ...]
-    format_paths: tuple[Path, ...]
-    home_words: str
-    ready: Callable[[ReadyReport], None]
 
 
 def run_daemon(orders: Orders) -> None:
@@ -68,6 +46,7 @@ def run_daemon(orders: Orders) -> None:
         DeviceError: the pool could not be opened, or failed while it was served.
         AdminError: creating or serving was refused.
     """
+    _raise_descriptor_limit()
     try:
         trio.run(_run, orders)
     except BaseExceptionGroup as group:
@@ -116,7 +95,8 @@ async def _serve_members(orders: Orders, stop: trio.Event) -> None:
         plan = make_plan(await look(members), record)
     if record is None:
         identity = next(one.pool for one in plan.use if one.pool is not None)
-        record = new_record(identity, config.file)
+        record = new_record(identity)
+    record = replace(record, config=str(config.file.absolute()) if config.file else None)
     write_record(home, record)
     warn_of_thin_files(plan.use)
     notify("STATUS=opening the pool")
@@ -126,8 +106,8 @@ async def _serve_members(orders: Orders, stop: trio.Event) -> None:
             if Path(info.name).is_absolute():
                 known[info.uuid] = MemberRecord(info.uuid, info.name)
         write_record(home, replace(record, members=list(known.values())))
-        await _serve_pool(orders, pool, stop, created=created)
-        notify("STOPPING=1", "STATUS=writing the last checkpoint")
+        await serve_pool(orders, pool, stop, created=created)
+        notify("STATUS=writing the last checkpoint")
     _log.info("stopped")
 
 
@@ -150,59 +130,11 @@ async def _opened_pool(
         yield pool
 
 
-async def _serve_pool(orders: Orders, pool: Pool, stop: trio.Event, *, created: bool) -> None:
-    nbd = NbdService(pool, orders.config.nbd, orders.home)
-    api_stop = trio.Event()
-    async with trio.open_nursery() as nursery:
-        try:
-            endpoints = await nursery.start(nbd.run)
-            daemon = DaemonInfo(__version__, os.getpid(), str(orders.home.path), endpoints)
-            await nursery.start(serve_api, pool, daemon, nbd.clients, orders.home, api_stop)
-            info = pool.info()
-            _warn_of_configuration(orders.config, info)
-            volumes = sorted(volume.name for volume in pool.volumes())
-            notify("READY=1", f"STATUS=serving {len(volumes)} volumes, {info.health}")
-            commands = _suggestions(daemon, volumes, orders.home_words)
-            orders.ready(ReadyReport(daemon, info, created, volumes, commands))
-            async with trio.open_nursery() as waiting:
-                waiting.start_soon(_raise_failure, pool)
-                await stop.wait()
-                waiting.cancel_scope.cancel()
-            notify("STOPPING=1", "STATUS=closing connections")
-            with trio.move_on_after(STOP_GRACE_S):
-                await nbd.stop()
-        finally:
-            api_stop.set()
-            nursery.cancel_scope.cancel()
-
-
-async def _raise_failure(pool: Pool) -> None:
-    await pool.failed.wait()
-    raise pool.failure or PoolError("the pool failed")
-
-
-def _warn_of_configuration(config: Config, info: PoolInfo) -> None:
-    if config.file is not None and config.pool.copies != info.copies:
-        _log.warning(
-            "copies is fixed when a pool is created: pool=%d config=%d",
-            info.copies, config.pool.copies,
-        )  # fmt: skip
-    if len({member.host for member in info.members}) < info.copies:
-        _log.warning("fewer hosts than copies: losing one machine may lose every copy of some data")
-    if info.health != "ok":
-        _log.warning("the pool is %s; see: cenote pool status", info.health)
-
-
-def _suggestions(daemon: DaemonInfo, volumes: list[str], home_words: str) -> list[str]:
-    """Three commands worth trying next, to be copied."""
-    name = volumes[0] if volumes else "demo"
-    first = "volume list" if volumes else f"volume create {name} --size 20G"
-    disk = shlex.quote(f"file={daemon.uri(name)},format=raw,if=virtio,discard=unmap")
-    return [
-        f"cenote {first}{home_words}",
-        f"qemu-system-x86_64 -accel kvm -m 2G -drive {disk}",
-        f"cenote snapshot create {name}@first{home_words}",
-    ]
+def _raise_descriptor_limit() -> None:
+    """Take as many open files as we may have: each client costs one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -1,5 +1,7 @@
 """Volumes and snapshots as NBD exports: `NAME`, and `NAME@SNAP` for reading."""
 
+import ipaddress
+import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from socket import AF_UNIX, socket
@@ -19,6 +21,8 @@ from nbd.listeners import close_listener, listen_tcp, listen_unix
 from nbd.server import Server
 from storage.errors import InvalidArgumentError, NotFoundError
 from storage.info import SnapshotInfo, VolumeInfo
+
+_log = logging.getLogger("cenote.daemon")
 
 
 class ExportingPool(Protocol):
@@ -72,7 +76,6 @@ class NbdService:
     def __init__(self, pool: ExportingPool, config: NbdConfig, home: Home) -> None:
         self._config = config
         self._home = home
-        self._stopped = trio.Event()
         limits = Limits(connections_max=config.connections_max)
         self._server = Server(PoolExports(pool), limits, describe=_describe)
 
@@ -85,17 +88,13 @@ class NbdService:
             HomeError: a socket cannot be made.
         """
         listeners = await self._listen()
-        try:
-            async with trio.open_nursery() as nursery:
-                await nursery.start(self._server.serve, listeners)
-                task_status.started(self._endpoints(listeners))
-        finally:
-            self._stopped.set()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._server.serve, listeners)
+            task_status.started(self._endpoints(listeners))
 
-    async def stop(self) -> None:
-        """Take no more clients and wait, for a bounded time, until those there are served."""
+    def stop(self) -> None:
+        """Take no more clients; `run` returns when those there are served, in bounded time."""
         self._server.stop()
-        await self._stopped.wait()
 
     def clients(self) -> list[ClientInfo]:
         """Who is connected now."""
@@ -133,8 +132,16 @@ class NbdService:
         endpoints = [unix_endpoint(self._home.nbd_socket)] if self._config.unix else []
         tcp = [listener for listener in listeners if listener.family != AF_UNIX]
         if self._config.tcp is not None and tcp:
+            _warn_of_reach(tcp)
             endpoints.append(tcp_endpoint(self._config.tcp.host, tcp[0].getsockname()[1]))
         return endpoints
+
+
+def _warn_of_reach(listeners: Sequence[socket]) -> None:
+    for listener in listeners:
+        address = listener.getsockname()[0]
+        if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+            _log.warning("whoever reaches %s may read and write all volumes", address)
 
 
 def _describe(name: str) -> str:

@@ -6,6 +6,7 @@ is never taken as markup, and control characters in it are written as escapes.
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,11 +47,19 @@ def show(report: Report, *, as_json: bool) -> None:
 
 def show_event(report: Report, *, as_json: bool) -> None:
     """Write a report while the program goes on: JSON takes one line, text is flushed at once."""
-    if as_json:
-        sys.stdout.write(json.dumps(report.json_value()) + "\n")
-    else:
-        _write(report)
-    sys.stdout.flush()
+    try:
+        if as_json:
+            sys.stdout.write(json.dumps(report.json_value()) + "\n")
+        else:
+            _write(report)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_stdout()  # the program is worth more than its greeting
+
+
+def drop_stdout() -> None:
+    """Let further output go nowhere: its reader is gone, and Python would complain on exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_error(error: BaseException, *, as_json: bool) -> None:
@@ -137,7 +146,7 @@ def _(report: PoolReport) -> None:
         ("member", "host", "state", "size", "free", "errors", "repaired"),
         [
             (
-                member.name,
+                member.name or str(member.uuid),
                 member.host,
                 member.state.value,
                 human(member.size_bytes),

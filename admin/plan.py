@@ -86,9 +86,11 @@ def make_plan(
         raise RefusedError(f"--format is for new pools; the members belong to pool {pool} already")
     for one in found:
         if one.content in (Content.EMPTY, Content.OTHER):
+            new = "; if creating the pool was interrupted, delete its files and start again"
             raise MissingMemberError(
                 f"{one.member.path} exists and is no member of pool {pool}, as the others are; "
                 "put the member back, or open without it: --without with its path or UUID"
+                + (new if record is None else "")
             )
     return Plan(
         create=False,
@@ -133,7 +135,7 @@ def _check_creation(
     if record is not None:
         raise MissingMemberError(
             f"pool {record.pool} was here before, and its members are missing (not mounted?): "
-            f"{places}"
+            f"{places}; if it is gone for good, remove pool/pool.json in the home to start anew"
         )
     if without:
         raise MissingMemberError(f"no pool to open without a member: none is at {places}")

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
+from admin.config import Config, default_config, load_config
 from admin.errors import HomeError
 from admin.home import Home
 from admin.wire import decode, encode
@@ -34,10 +35,9 @@ class PoolRecord:
     members: list[MemberRecord] = field(default_factory=list)
 
 
-def new_record(pool: UUID, config: Path | None) -> PoolRecord:
+def new_record(pool: UUID) -> PoolRecord:
     """A record of a pool met just now, its members not yet known."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return PoolRecord(pool, now, str(config.absolute()) if config else None)
+    return PoolRecord(pool, datetime.now(UTC).isoformat(timespec="seconds"))
 
 
 def read_record(home: Home) -> PoolRecord | None:
@@ -67,6 +67,19 @@ def write_record(home: Home, record: PoolRecord) -> None:
         os.fsync(file.fileno())
     fresh.replace(path)
     sync_directory(path.parent)
+
+
+def choose_config(home: Home, file: Path | None) -> Config:
+    """The configuration to use: the one named, else the home's last one, else the built-in one.
+
+    Raises:
+        ConfigError: the file is missing or wrong.
+        HomeError: the record cannot be understood.
+    """
+    record = read_record(home)
+    if file is None and record is not None and record.config is not None:
+        file = Path(record.config)
+    return load_config(file) if file else default_config(home.pool_dir)
 
 
 def sync_directory(directory: Path) -> None:

@@ -13,7 +13,6 @@ from admin.output import progress, show
 from admin.reports import CheckedReport
 
 if TYPE_CHECKING:
-    from admin.config import Config
     from admin.output import Progress
 
 EPILOG = examples("cenote check", "cenote check pool-configs/two-copies.toml --json") + (
@@ -44,8 +43,10 @@ def check(options: CheckOptions, report_progress: "Progress") -> CheckedReport:
     import trio
 
     from admin.devices import check_offline
+    from admin.record import choose_config
 
-    return CheckedReport(trio.run(check_offline, _config(options), report_progress))
+    config = choose_config(options.home, options.config_file)
+    return CheckedReport(trio.run(check_offline, config, report_progress))
 
 
 def check_command(
@@ -66,12 +67,3 @@ def check_command(
     show(report, as_json=common.as_json)
     if report.exit_code:
         raise typer.Exit(report.exit_code)
-
-
-def _config(options: CheckOptions) -> "Config":
-    from admin.config import default_config, load_config
-    from admin.record import read_record
-
-    record = read_record(options.home)
-    file = options.config_file or (Path(record.config) if record and record.config else None)
-    return load_config(file) if file else default_config(options.home.pool_dir)

@@ -51,14 +51,14 @@ class ServeOptions:
 def serve(options: ServeOptions) -> None:
     """Serve until a signal; raises what made it stop otherwise."""
     # The daemon's libraries take longer to import than other commands take to run.
-    from admin.config import default_config, load_config
-    from admin.daemon import Orders, run_daemon
+    from admin.daemon import run_daemon
     from admin.home import hold
     from admin.logs import set_up_logging
+    from admin.record import choose_config
+    from admin.service import Orders
 
     set_up_logging(options.log_level, as_json=options.log_json)
-    file = options.config_file
-    config = load_config(file) if file else None
+    config = choose_config(options.home, options.config_file)
 
     def ready(report: ReadyReport) -> None:
         show_event(report, as_json=options.common.as_json)
@@ -67,7 +67,7 @@ def serve(options: ServeOptions) -> None:
         run_daemon(
             Orders(
                 home=options.home,
-                config=config or default_config(options.home.pool_dir),
+                config=config,
                 without=options.without,
                 format_paths=tuple(path.expanduser().absolute() for path in options.format_paths),
                 home_words=home_words(options.common),
@@ -109,8 +109,10 @@ def serve_command(
 ) -> None:
     """Open the pool, or create it on the first start, and serve its volumes over NBD.
 
-    Without CONFIG the pool is one sparse file in the home, HOME/pool/member.img, of 64 GiB or
-    the size of the file system if that is smaller. SIGTERM and Ctrl-C stop cleanly; a second
+    Without CONFIG, the home's last one is used again; if it never had one, the pool is one sparse
+    file, HOME/pool/member.img, of 64 GiB or the size of the file system if that is less.
+
+    SIGTERM and Ctrl-C stop cleanly; a second
     one skips the last checkpoint, which loses nothing that was flushed.
     """
     common = common_options(context, home, as_json)

@@ -1,0 +1,116 @@
+"""Serves an open pool: NBD, the control API, and an eye on the pool, until told to stop."""
+
+import logging
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from admin import __version__
+from admin.api_server import serve_api
+from admin.config import Config
+from admin.control import PoolControl
+from admin.exports import ExportingPool, NbdService
+from admin.home import Home
+from admin.notify import notify
+from admin.reports import ReadyReport
+from admin.status import DaemonInfo
+from admin.watch import warn_of_filling
+from blockdev.errors import DeviceError
+from storage.errors import PoolError
+from storage.info import PoolInfo
+
+_log = logging.getLogger("cenote.daemon")
+
+STOP_GRACE_S = 5.0
+"""How long requests under way may take to finish once a stop was asked for; the NBD server and
+the API give up sooner by themselves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What a daemon is told to do. `ready` is called once everything answers."""
+
+    home: Home
+    config: Config
+    without: tuple[str, ...]
+    format_paths: tuple[Path, ...]
+    home_words: str
+    """` --home DIR` if commands need it to find this daemon."""
+    ready: Callable[[ReadyReport], None]
+
+
+class ServedPool(PoolControl, ExportingPool, Protocol):
+    """A pool as it is served."""
+
+    failed: trio.Event
+    """Set when the pool takes no more writes."""
+
+    @property
+    def failure(self) -> DeviceError | None:
+        """Why it takes none."""
+        ...
+
+
+async def serve_pool(orders: Orders, pool: ServedPool, stop: trio.Event, *, created: bool) -> None:
+    """Serve until `stop` is set.
+
+    Raises:
+        DeviceError: the pool failed (in an exception group).
+        HomeError: a socket cannot be made (in an exception group).
+    """
+    nbd = NbdService(pool, orders.config.nbd, orders.home)
+    api_stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        endpoints = await nursery.start(nbd.run)
+        daemon = DaemonInfo(__version__, os.getpid(), str(orders.home.path), endpoints)
+        await nursery.start(serve_api, pool, daemon, nbd.clients, orders.home, api_stop)
+        info = pool.info()
+        _warn_of_configuration(orders.config, info)
+        volumes = sorted(volume.name for volume in pool.volumes())
+        notify("READY=1", f"STATUS=serving, pool is {info.health}")
+        commands = _suggestions(daemon, volumes, orders.home_words)
+        orders.ready(ReadyReport(daemon, info, created, volumes, commands))
+        async with trio.open_nursery() as watchers:
+            watchers.start_soon(_raise_failure, pool)
+            watchers.start_soon(warn_of_filling, pool.info)
+            await stop.wait()
+            watchers.cancel_scope.cancel()
+        notify("STOPPING=1", "STATUS=closing connections")
+        nbd.stop()
+        api_stop.set()
+        nursery.cancel_scope.deadline = trio.current_time() + STOP_GRACE_S
+
+
+async def _raise_failure(pool: ServedPool) -> None:
+    await pool.failed.wait()
+    raise pool.failure or PoolError("the pool failed")
+
+
+def _warn_of_configuration(config: Config, info: PoolInfo) -> None:
+    if config.file is not None and config.pool.copies != info.copies:
+        _log.warning(
+            "copies is fixed when a pool is created: pool=%d config=%d",
+            info.copies,
+            config.pool.copies,
+        )
+    if len({member.host for member in info.members}) < info.copies:
+        _log.warning("fewer hosts than copies: losing one machine may lose every copy of some data")
+    if info.health != "ok":
+        _log.warning("the pool is %s; see: cenote pool status", info.health)
+
+
+def _suggestions(daemon: DaemonInfo, volumes: list[str], home_words: str) -> list[str]:
+    """Three commands worth trying next, to be copied."""
+    name = volumes[0] if volumes else "demo"
+    first = "volume list" if volumes else f"volume create {name} --size 20G"
+    disk = shlex.quote(f"file={daemon.uri(name)},format=raw,if=virtio,discard=unmap")
+    return [
+        f"cenote {first}{home_words}",
+        f"qemu-system-x86_64 -accel kvm -m 2G -drive {disk}",
+        f"cenote snapshot create {name}@first{home_words}",
+    ]

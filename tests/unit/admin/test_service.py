@@ -1,0 +1,139 @@
+import logging
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+import trio
+import trio.testing
+
+from admin.config import Config, MemberConfig, NbdConfig, TcpAddress, default_config
+from admin.exports import NbdService, PoolExports
+from admin.home import Home
+from admin.record import PoolRecord, choose_config, write_record
+from admin.reports import ReadyReport
+from admin.service import Orders, serve_pool
+from admin.watch import LOOK_INTERVAL_S, warn_of_filling
+from blockdev.device import BlockDevice
+from blockdev.errors import DeviceError
+from blockdev.memory import MemoryDevice
+from nbd.errors import UnknownExportError
+from storage.errors import FencedError, NotFoundError
+from tests.unit.admin.fake_pool import FakePool
+
+
+class FakeServedPool(FakePool):
+    def __init__(self) -> None:
+        super().__init__()
+        self.failed = trio.Event()
+        self.failure: DeviceError | None = None
+        self.opened: list[str] = []
+
+    def open_export(self, name: str) -> BlockDevice:
+        if name not in ("root", "root@one"):
+            raise NotFoundError(f"no such volume: {name}")
+        self.opened.append(name)
+        return MemoryDevice(4096)
+
+
+def orders(home: Home, ready: list[ReadyReport]) -> Orders:
+    config = Config((MemberConfig(Path("/member")),))
+    return Orders(home, config, (), (), "", ready.append)
+
+
+async def test_a_pool_that_fails_ends_the_daemon(home: Home) -> None:
+    pool, ready = FakeServedPool(), list[ReadyReport]()
+    with pytest.RaisesGroup(
+        pytest.RaisesExc(FencedError, match="another daemon"), flatten_subgroups=True
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                lambda: serve_pool(orders(home, ready), pool, trio.Event(), created=True)
+            )
+            while not ready:
+                await trio.sleep(0.01)
+            pool.failure = FencedError("another daemon took the pool")
+            pool.failed.set()
+    assert not home.nbd_socket.exists()
+    assert not home.control_socket.exists()
+
+
+async def test_a_stop_ends_it_cleanly(home: Home) -> None:
+    pool, ready, stop = FakeServedPool(), list[ReadyReport](), trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: serve_pool(orders(home, ready), pool, stop, created=True))
+        while not ready:
+            await trio.sleep(0.01)
+        assert home.nbd_socket.is_socket()
+        stop.set()
+    (report,) = ready
+    assert report.commands[0] == "cenote volume create demo --size 20G"
+    assert f"nbd+unix:///demo?socket={home.nbd_socket}" in report.commands[1]
+    assert not home.nbd_socket.exists()
+
+
+async def test_exports_are_volumes_and_snapshots() -> None:
+    pool = FakeServedPool()
+    exports = PoolExports(pool)
+    await pool.create_volume("root", 4096)
+    await pool.create_snapshot("root", "one")
+    assert exports.names() == ["root", "root@one"]
+    for name in exports.names():
+        await (await exports.open(name)).close()
+    assert pool.opened == ["root", "root@one"]
+    for name in ("", "none", "root@", "a@b@c", "../root", "\x1b"):
+        with pytest.raises(UnknownExportError):
+            await exports.open(name)
+
+
+async def test_listening_beyond_this_machine_is_warned_of(
+    home: Home, caplog: pytest.LogCaptureFixture
+) -> None:
+    for host, warned in (("127.0.0.1", False), ("0.0.0.0", True)):
+        config = NbdConfig(unix=False, tcp=TcpAddress(host, 0))
+        service = NbdService(FakeServedPool(), config, home)
+        async with trio.open_nursery() as nursery:
+            (endpoint,) = await nursery.start(service.run)
+            assert endpoint.startswith(f"nbd://{host}:")
+            assert endpoint.endswith("/{name}")
+            service.stop()
+        assert ("may read and write all volumes" in caplog.text) is warned
+
+
+async def test_filling_is_warned_of_once_per_step(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = replace(FakePool().info(), size_bytes=100)
+    used = 0
+
+    async def at(percent: int) -> list[str]:
+        nonlocal used
+        used = percent
+        caplog.clear()
+        await trio.sleep(3 * LOOK_INTERVAL_S)
+        return [record.getMessage() for record in caplog.records]
+
+    with caplog.at_level(logging.WARNING):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(warn_of_filling, lambda: replace(pool, free_bytes=100 - used))
+            assert await at(79) == []
+            (message,) = await at(81)
+            assert message.startswith("the pool is 81 % full")
+            assert await at(79) == []
+            assert await at(82) == []
+            assert len(await at(96)) == 1
+            assert await at(70) == []
+            assert len(await at(91)) == 1
+            nursery.cancel_scope.cancel()
+
+
+def test_a_home_remembers_its_configuration(home: Home, tmp_path: Path) -> None:
+    home.pool_dir.mkdir()
+    assert choose_config(home, None) == default_config(home.pool_dir)
+    file = tmp_path / "pool.toml"
+    file.write_text('format = 1\n[[member]]\npath = "a"\n')
+    write_record(home, PoolRecord(UUID(int=1), "then", str(file)))
+    assert choose_config(home, None).file == file
+    other = tmp_path / "other.toml"
+    other.write_text('format = 1\n[[member]]\npath = "b"\n')
+    assert choose_config(home, other).file == other

@@ -1,0 +1,191 @@
+"""Lives of a pool on simulated disks: each is one run of trio that ends well or in a power cut.
+
+Every life has its own mock clock and its own seed for the scheduler, the engine's randomness and
+the disks, so one seed gives one run, whatever ran before it.
+"""
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+import trio
+import trio.testing
+
+from blockdev.errors import DeviceError
+from blockdev.simulated import PowerCut, SimulatedDisk, SimulatedWorld
+from storage.environment import Environment, in_line
+from storage.pool import MemberDevice, Pool, PoolSettings, create_pool, open_pool
+from tests.crash.model import BLOCK, ZERO_BLOCK, History, Image, State, VolumeModel
+
+MIB = 1 << 20
+SEGMENT_BYTES = MIB
+READ_BYTES = MIB
+
+HANGS_AFTER_S = 50_000.0
+"""Of the mock clock, which jumps when all tasks wait: reached only by waiting for ever."""
+
+SETTINGS = PoolSettings(
+    page_cache_bytes=4 * MIB, extent_cache_bytes=MIB, buffer_bytes=8 * MIB,
+    flush_interval_s=1.0, checkpoint_interval_s=20.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How a pool is made: one host label per member."""
+
+    name: str
+    copies: int
+    hosts: tuple[str, ...]
+    member_bytes: int = 32 * MIB
+
+    def __str__(self) -> str:
+        return self.name
+
+
+ONE = Shape("one", 1, ("a",))
+TWO_OF_THREE = Shape("two-of-three", 2, ("a", "b", "c"))
+THREE = Shape("three", 3, ("a", "b", "c"))
+SHAPES = (ONE, TWO_OF_THREE, THREE)
+
+Body = Callable[[], Awaitable[None]]
+
+
+def environment(seed: object) -> Environment:
+    """No threads, a clock that stands still, seeded randomness."""
+    noise = random.Random(f"environment {seed}")
+    return Environment(
+        offload=in_line,
+        wall_clock=lambda: datetime(2030, 1, 1, tzinfo=UTC),
+        random_bytes=noise.randbytes,
+    )
+
+
+def members(world: SimulatedWorld, shape: Shape) -> list[MemberDevice]:
+    """The disks of a world as members, in order."""
+    return [
+        MemberDevice(disk, f"disk{i}", host)
+        for i, (disk, host) in enumerate(zip(world.disks, shape.hosts, strict=True))
+    ]
+
+
+def live(world: SimulatedWorld, body: Body) -> bool:
+    """Run one life; True when the power was cut. Whatever else goes wrong is raised bare."""
+    trio._core._run._r.seed(world.seed)  # the scheduler's coin, see trio's documentation
+    was_cut = False
+
+    async def bounded() -> None:
+        with trio.fail_after(HANGS_AFTER_S):
+            await body()
+
+    failure: BaseException | None = None
+    try:
+        trio.run(bounded, clock=trio.testing.MockClock(autojump_threshold=0))
+    except* PowerCut:
+        was_cut = True
+    except* Exception as group:
+        failure = _innermost(group)
+    if isinstance(failure, trio.TooSlowError):
+        raise AssertionError("something waits for ever") from failure
+    if failure is not None:
+        raise failure
+    assert was_cut == world.was_cut, "the engine swallowed a power cut"
+    return was_cut
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+def new_world(shape: Shape, seed: int) -> SimulatedWorld:
+    """A world with a new, empty pool; reboot it for each life."""
+    world = SimulatedWorld(seed, count_reads=False, checkpoints=True)
+    for _ in shape.hosts:
+        SimulatedDisk(world, shape.member_bytes, try_reads=bool(seed % 2), garbles=seed % 3 == 0)
+
+    async def make() -> None:
+        await create_pool(
+            members(world, shape), copies=shape.copies, segment_bytes=SEGMENT_BYTES,
+            env=environment(seed),
+        )  # fmt: skip
+
+    live(world, make)
+    return world.reboot()
+
+
+@asynccontextmanager
+async def opened(
+    world: SimulatedWorld, shape: Shape, settings: PoolSettings = SETTINGS, life: int = 0
+) -> AsyncIterator[Pool]:
+    """The pool of a world; `life` tells openings in one world apart."""
+    env = environment((world.seed, life))
+    async with open_pool(members(world, shape), settings=settings, env=env) as pool:
+        yield pool
+
+
+async def contents(pool: Pool) -> State:
+    """Everything that can be seen of a pool: names, sizes, snapshots and every byte."""
+    found: State = {}
+    for volume in pool.volumes():
+        model = VolumeModel(await _image(pool, volume.name))
+        assert model.head.size_bytes == volume.size_bytes
+        for snap in pool.snapshots(volume.name):
+            model.snapshots[snap.name] = await _image(pool, f"{volume.name}@{snap.name}")
+        found[volume.name] = model
+    return found
+
+
+async def _image(pool: Pool, name: str) -> Image:
+    device = pool.open_export(name)
+    image = Image(device.size_bytes)
+    for start in range(0, device.size_bytes, READ_BYTES):
+        length = min(READ_BYTES, device.size_bytes - start)
+        data = bytes(await device.read(start, length))
+        assert len(data) == length
+        if data.count(0) != length:
+            for at in range(0, length, BLOCK):
+                block = data[at : at + BLOCK]
+                if block != ZERO_BLOCK:
+                    image.blocks[(start + at) // BLOCK] = block
+    await device.close()
+    return image
+
+
+def recover(
+    world: SimulatedWorld,
+    shape: Shape,
+    history: History,
+    then: Callable[[Pool], Awaitable[None]] | None = None,
+    settings: PoolSettings = SETTINGS,
+) -> bool:
+    """Open the pool after a power cut, hold it against the history, close it cleanly.
+
+    What was seen must be seen again ever after, so the history is settled on it. `then`
+    goes on in the open pool. True when the power was cut on the way.
+
+    Raises:
+        AssertionError: the pool does not open, or holds what no prefix of the history gives.
+    """
+    body = partial(_recover, world, shape, history, then, settings)
+    try:
+        return live(world, body)
+    except DeviceError as error:
+        raise AssertionError(f"a pool is not usable after a power cut: {error!r}") from error
+
+
+async def _recover(
+    world: SimulatedWorld, shape: Shape, history: History,
+    then: Callable[[Pool], Awaitable[None]] | None, settings: PoolSettings,
+) -> None:  # fmt: skip
+    async with opened(world, shape, settings) as pool:
+        found = await contents(pool)
+        count = history.explain(found)
+        assert count is not None, f"no prefix explains the pool: {history.differences(found)}"
+        history.settle(count)
+        if then is not None:
+            await then(pool)

@@ -1,0 +1,231 @@
+"""What a pool must hold: every step of a workload in order, and every state in between.
+
+A step is the smallest thing that a power cut leaves whole: one block, one zero range, one change
+of the catalogue. The pool has one log, so after a cut all volumes together show the
+result of the first n steps, for one n that covers whatever was acknowledged as durable.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+BLOCK = 4096
+ZERO_BLOCK = bytes(BLOCK)
+
+
+@dataclass
+class Image:
+    """The bytes of a volume or a snapshot; blocks of zeroes are left out."""
+
+    size_bytes: int
+    blocks: dict[int, bytes] = field(default_factory=dict)
+
+    def copy(self) -> "Image":
+        return Image(self.size_bytes, dict(self.blocks))
+
+    def put(self, block: int, data: bytes) -> None:
+        if data == ZERO_BLOCK:
+            self.blocks.pop(block, None)
+        else:
+            self.blocks[block] = data
+
+    def read(self, offset: int, length: int) -> bytes:
+        first, end = offset // BLOCK, -(-(offset + length) // BLOCK)
+        data = b"".join(self.blocks.get(block, ZERO_BLOCK) for block in range(first, end))
+        start = offset - first * BLOCK
+        return data[start : start + length]
+
+
+@dataclass
+class VolumeModel:
+    """One volume with its snapshots, oldest first."""
+
+    head: Image
+    snapshots: dict[str, Image] = field(default_factory=dict)
+
+
+State = dict[str, VolumeModel]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: `label` is for messages, `apply` changes a state."""
+
+    label: str
+    apply: Callable[[State], None]
+
+
+class History:
+    """The steps a workload began, in the order of the log.
+
+    The first `floor` steps were acknowledged as durable. `tip` is the state after all of them.
+    """
+
+    def __init__(self) -> None:
+        self.steps: list[Step] = []
+        self.floor = 0
+        self.tip: State = {}
+
+    def begin(self, step: Step) -> None:
+        """Note a step that is about to be taken."""
+        step.apply(self.tip)
+        self.steps.append(step)
+
+    def is_durable(self, through: int) -> None:
+        """The first `through` steps were acknowledged as durable."""
+        self.floor = max(self.floor, through)
+
+    def explain(self, found: State) -> int | None:
+        """How many steps lead to this state, at or above the floor; None when none do.
+
+        Of several answers the highest is as good as any: later steps changed nothing.
+        """
+        answer = None
+        for count, state in self._states():
+            if count >= self.floor and state == found and list(state) == list(found):
+                answer = count
+        return answer
+
+    def settle(self, count: int) -> None:
+        """The first `count` steps were seen after a recovery: all else never happened."""
+        del self.steps[count:]
+        self.floor = count
+        *_, (_, self.tip) = self._states()
+
+    def _states(self) -> Iterator[tuple[int, State]]:
+        state: State = {}
+        yield 0, state
+        for count, step in enumerate(self.steps, 1):
+            step.apply(state)
+            yield count, state
+
+    def differences(self, found: State) -> str:
+        """For messages: how a state differs from the floor's and from the tip's."""
+        floor: State = {}
+        for step in self.steps[: self.floor]:
+            step.apply(floor)
+        since = [step.label for step in self.steps[self.floor :]]
+        return (
+            f"floor={self.floor} of {len(self.steps)} steps; "
+            f"against the floor: {_difference(floor, found)}; "
+            f"against the tip: {_difference(self.tip, found)}; steps since: {since[:40]}"
+        )
+
+    def copy(self) -> "History":
+        """An independent copy, to crash the same life several ways."""
+        made = History()
+        made.steps = list(self.steps)
+        made.floor = self.floor
+        made.tip = copy.deepcopy(self.tip)
+        return made
+
+
+def _difference(expected: State, found: State) -> list[str]:
+    if list(expected) != list(found):
+        return [f"volumes {list(expected)} != {list(found)}"]
+    lines: list[str] = []
+    for name, wanted in expected.items():
+        got = found[name]
+        if list(wanted.snapshots) != list(got.snapshots):
+            lines.append(f"{name}: snapshots {list(wanted.snapshots)} != {list(got.snapshots)}")
+            continue
+        images = [(name, wanted.head, got.head)]
+        images += [(f"{name}@{s}", wanted.snapshots[s], got.snapshots[s]) for s in got.snapshots]
+        for label, one, other in images:
+            if one.size_bytes != other.size_bytes:
+                lines.append(f"{label}: size {one.size_bytes} != {other.size_bytes}")
+            differ = [
+                block
+                for block in sorted({*one.blocks, *other.blocks})
+                if one.blocks.get(block) != other.blocks.get(block)
+            ]
+            if differ:
+                lines.append(f"{label}: blocks {differ[:20]}")
+    return lines[:12]
+
+
+# The steps
+
+
+def put_block(volume: str, block: int, data: bytes) -> Step:
+    return Step(f"{volume}[{block}]", lambda state: state[volume].head.put(block, data))
+
+
+def merge(volume: str, offset: int, data: bytes) -> Step:
+    """Write part of one block."""
+
+    def apply(state: State) -> None:
+        head = state[volume].head
+        block, within = divmod(offset, BLOCK)
+        old = head.blocks.get(block, ZERO_BLOCK)
+        head.put(block, old[:within] + data + old[within + len(data) :])
+
+    return Step(f"{volume}:{offset}+{len(data)}", apply)
+
+
+def zero_blocks(volume: str, first: int, end: int) -> Step:
+    def apply(state: State) -> None:
+        blocks = state[volume].head.blocks
+        for block in range(first, end):
+            blocks.pop(block, None)
+
+    return Step(f"{volume}[{first}:{end}]=0", apply)
+
+
+def create(volume: str, size_bytes: int) -> Step:
+    def apply(state: State) -> None:
+        state[volume] = VolumeModel(Image(size_bytes))
+        _sort(state)
+
+    return Step(f"create {volume}", apply)
+
+
+def delete(volume: str) -> Step:
+    return Step(f"delete {volume}", lambda state: _remove(state, volume))
+
+
+def resize(volume: str, size_bytes: int) -> Step:
+    def apply(state: State) -> None:
+        state[volume].head.size_bytes = size_bytes
+
+    return Step(f"resize {volume}", apply)
+
+
+def snapshot(volume: str, name: str) -> Step:
+    def apply(state: State) -> None:
+        state[volume].snapshots[name] = state[volume].head.copy()
+
+    return Step(f"snapshot {volume}@{name}", apply)
+
+
+def delete_snapshot(volume: str, name: str) -> Step:
+    def apply(state: State) -> None:
+        del state[volume].snapshots[name]
+
+    return Step(f"delete {volume}@{name}", apply)
+
+
+def rollback(volume: str, name: str) -> Step:
+    def apply(state: State) -> None:
+        state[volume].head = state[volume].snapshots[name].copy()
+
+    return Step(f"rollback {volume}@{name}", apply)
+
+
+def clone(volume: str, name: str, new: str) -> Step:
+    def apply(state: State) -> None:
+        state[new] = VolumeModel(state[volume].snapshots[name].copy())
+        _sort(state)
+
+    return Step(f"clone {volume}@{name} {new}", apply)
+
+
+def _remove(state: State, volume: str) -> None:
+    del state[volume]
+
+
+def _sort(state: State) -> None:
+    """Volumes are listed by name."""
+    ordered = sorted(state.items())
+    state.clear()
+    state.update(ordered)

@@ -1,0 +1,106 @@
+"""One workload, its power cut at one operation, and all that must hold afterwards."""
+
+import random
+from collections.abc import Iterator
+from functools import partial
+
+from blockdev.simulated import SimulatedWorld
+from storage.check import check_pool
+from storage.pool import Pool
+from tests.crash.harness import Shape, live, members, new_world, recover
+from tests.crash.model import History
+from tests.crash.workload import Workload, sessions
+
+ACTIONS = (14, 10)
+ACTIONS_AFTERWARDS = 6
+
+
+class Sweep:
+    """All cuts of one seeded workload on one shape of pool.
+
+    Args:
+        recovery_cuts: how many places of the first recovery are cut, for each cut of the
+            workload; None cuts every one.
+    """
+
+    def __init__(
+        self, shape: Shape, seed: int, *, actions: tuple[int, ...] = ACTIONS,
+        recovery_cuts: int | None = 1,
+    ) -> None:  # fmt: skip
+        self.shape = shape
+        self.seed = seed
+        self._actions = actions
+        self._recovery_cuts = recovery_cuts
+        self._made = new_world(shape, seed)
+        self.crashes = 0
+
+    def run(self, step: int = 1, start: int = 1) -> None:
+        """Cut at operation `start`, then at every `step`-th, until the workload completes."""
+        cut_at = start
+        while self.cut(cut_at):
+            cut_at += step
+
+    def cut(self, cut_at: int) -> bool:
+        """Cut at one operation and check; False when the workload completed before it."""
+        world = self._made.reboot(cut_at)
+        history = History()
+        life = sessions(world, self.shape, Workload(history, self.seed), self._actions)
+        was_cut = live(world, life)
+        coin = random.Random(f"{self.seed} {cut_at}")
+        try:
+            self._recover_every_way(world, history, coin)
+        except AssertionError as error:
+            error.add_note(f"shape={self.shape} seed={self.seed} {cut_at=}")
+            raise
+        return was_cut
+
+    def _recover_every_way(
+        self, world: SimulatedWorld, history: History, coin: random.Random
+    ) -> None:
+        for first_cut in self._places(coin):
+            known = history.copy()
+            crashed = world.reboot(first_cut, outcome=coin.randrange(1000))
+            self.crashes += 1
+            if not recover(crashed, self.shape, known):
+                self._go_on(crashed, known, coin)
+                return
+            again = crashed.reboot(coin.randint(1, first_cut + 4), outcome=coin.randrange(1000))
+            if recover(again, self.shape, known):
+                self.crashes += 1
+                again = again.reboot(outcome=coin.randrange(1000))
+                assert not recover(again, self.shape, known)
+            self._go_on(again, known, coin)
+
+    def _places(self, coin: random.Random) -> Iterator[int]:
+        if self._recovery_cuts is None:
+            place = 1
+            while True:
+                yield place
+                place += 1
+        for _ in range(self._recovery_cuts):
+            # Opening one member takes about 8 operations, and three about 24; closing as many.
+            yield coin.randint(1, 16 * len(self.shape.hosts))
+
+    def _go_on(self, world: SimulatedWorld, history: History, coin: random.Random) -> None:
+        """Write more, stop cleanly or not, and see exactly what was there."""
+        world = world.reboot()
+        workload = Workload(history, f"{self.seed}-afterwards")
+
+        async def more(pool: Pool) -> None:
+            await workload.run(pool, ACTIONS_AFTERWARDS)
+            mark = len(history.steps)
+            await pool.flush()
+            history.is_durable(mark)
+            if coin.random() < 0.5:
+                world.cut_power()
+
+        recover(world, self.shape, history, more)
+        world = world.reboot(outcome=coin.randrange(1000))
+        assert not recover(world, self.shape, history)
+        world = world.reboot()
+        live(world, partial(_check, world, self.shape))
+
+
+async def _check(world: SimulatedWorld, shape: Shape) -> None:
+    report = await check_pool(members(world, shape))
+    assert not report.damage, f"a check finds damage: {report.damage[:5]}"

@@ -54,7 +54,7 @@ def check_command(
     config: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[CONFIG]", help="Default: what the home served last.", show_default=False
+            metavar="CONFIG", help="Default: what the home served last.", show_default=False
         ),
     ] = None,
     home: HomeOption = None,

@@ -81,7 +81,7 @@ def serve_command(
     config: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[CONFIG]", help="TOML file; see pool-configs/.", show_default=False
+            metavar="CONFIG", help="TOML file; see pool-configs/.", show_default=False
         ),
     ] = None,
     without: Annotated[

@@ -78,7 +78,7 @@ def create_command(
 @app.command("list", epilog=examples("cenote snapshot list", "cenote snapshot list root --json"))
 def list_command(
     context: typer.Context,
-    volume: Annotated[str | None, typer.Argument(metavar="[VOL]", show_default=False)] = None,
+    volume: Annotated[str | None, typer.Argument(metavar="VOL", show_default=False)] = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -278,7 +278,9 @@ async def load_checkpoint(
         table.load(rows)
         table.next_number = max(table.next_number, made.next_segment)
         for number, copies in ((sb.root.a >> 25, sb.root.copies), *made.extra):
-            table.adopt(number, copies)
+            known = table.get(number) or table.adopt(number, copies)
+            # Rows are older than the last pieces: how much is used is not known exactly.
+            known.used_bytes = table.segment_bytes
         store = Store(table, repair=repair)
         blockmap = BlockMap(store, table, cache_bytes)
         make_layers(catalogue, blockmap)

@@ -139,9 +139,9 @@ class Pool:
             self.blockmap, self.store, ExtentCache(max(settings.extent_cache_bytes, 1 << 20))
         )
         meta = MetaWriter(self.store, self.table, self.roster.superblock.commit_align)
-        if opened.meta_end is not None:
-            if self.table.has_all_copies(self.table[opened.meta_end[0]]):
-                meta.go_on(*opened.meta_end)
+        at = opened.meta_end
+        if at is not None and self.table.has_all_copies(self.table[at[0]]):
+            meta.go_on(*at)
         self._checkpointer = Checkpointer(
             self.blockmap, self.table, self.store, self.roster, meta, self._durable
         )
@@ -357,6 +357,7 @@ class Pool:
             NoSpaceError: that did not help.
         """
         async with self._room_lock:
+            await self._log.intake.flush()  # a trim may wait there
             for _ in range(3):
                 if self.table.free_segments() > self.space.reserve_segments:
                     return

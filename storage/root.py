@@ -16,7 +16,7 @@ Format version 1. A piece is [word A, word B]; large parts are cut into pieces o
                      offset  size  field
                           0     8  number       u64
                           8     8  live_bytes   u64, exact at `commit`
-                         16     4  used_bytes   u32
+                         16     4  used_bytes   u32, the segment size while it is open
                          20     1  state        u8, 0 open, 1 sealed, 2 freed
                          21     1  copies       u8
                          22     6  members      3 u16

@@ -235,14 +235,17 @@ class SegmentTable:
 
     # -- persistence
 
-    @staticmethod
-    def rows(segments: Sequence[Segment], live_bytes: dict[int, int], freed: set[int]) -> bytes:
+    def rows(
+        self, segments: Sequence[Segment], live_bytes: dict[int, int], freed: set[int]
+    ) -> bytes:
         """The table as a checkpoint stores it, with `freed` segments marked so."""
         rows = np.zeros(len(segments), dtype=ROW)
         for row, segment in zip(rows, segments, strict=True):
             row["number"] = segment.number
             row["live_bytes"] = live_bytes[segment.number]
-            row["used_bytes"] = segment.used_bytes
+            # An open one is still being written, maybe by this very checkpoint.
+            is_open = segment.state is State.OPEN
+            row["used_bytes"] = self.segment_bytes if is_open else segment.used_bytes
             row["state"] = State.FREED if segment.number in freed else segment.state
             row["copies"] = len(segment.copies)
             row["last_commit"] = segment.last_commit

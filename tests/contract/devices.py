@@ -12,6 +12,7 @@ from blockdev.device import BlockDevice
 from blockdev.file import FileDevice
 from blockdev.memory import MemoryDevice
 from blockdev.simulated import SimulatedDisk, SimulatedWorld
+from storage.pool import MemberDevice, create_pool, open_pool
 
 SIZE_BYTES = 1 << 20
 
@@ -61,6 +62,30 @@ async def simulated_interleaving(directory: Path) -> AsyncIterator[BlockDevice]:
     await device.close()
 
 
+async def _volume_of(devices: list[BlockDevice], copies: int) -> AsyncIterator[BlockDevice]:
+    members = [MemberDevice(d, f"member{i}", f"host{i}") for i, d in enumerate(devices)]
+    await create_pool(members, copies=copies, segment_bytes=1 << 20)
+    async with open_pool(members) as pool:
+        await pool.create_volume("v", SIZE_BYTES)
+        device = pool.open_export("v")
+        yield device
+        await device.close()
+
+
+@asynccontextmanager
+async def volume(directory: Path) -> AsyncIterator[BlockDevice]:
+    async for device in _volume_of([MemoryDevice(64 << 20)], copies=1):
+        yield device
+
+
+@asynccontextmanager
+async def volume_on_disks(directory: Path) -> AsyncIterator[BlockDevice]:
+    world = SimulatedWorld(seed=3, checkpoints=True)
+    disks: list[BlockDevice] = [SimulatedDisk(world, 64 << 20, try_reads=True) for _ in range(3)]
+    async for device in _volume_of(disks, copies=2):
+        yield device
+
+
 DEVICES: dict[str, Factory] = {
     "memory": memory,
     "memory-512": memory_in_sectors,
@@ -68,4 +93,6 @@ DEVICES: dict[str, Factory] = {
     "file-odd-size": file_of_odd_size,
     "simulated": simulated,
     "simulated-interleaving": simulated_interleaving,
+    "volume": volume,
+    "volume-on-disks": volume_on_disks,
 }

@@ -1,0 +1,207 @@
+"""Snapshots, clones and rollback over the layered map."""
+
+import random
+
+import pytest
+import trio
+
+from blockdev.errors import ReadOnlyError
+from storage.errors import ExistsError, InUseError, InvalidArgumentError, NotFoundError
+from storage.pool import Pool, PoolSettings
+from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, read, write
+
+BLOCK = 4096
+
+
+async def test_a_snapshot_keeps_what_was_and_the_volume_goes_on() -> None:
+    members = await new_members()
+    async with opened(members) as pool:
+        await pool.create_volume("v", MIB)
+        await write(pool, "v", 0, b"old" * 4000)
+        await pool.create_snapshot("v", "s")
+        await write(pool, "v", 5, b"new")
+        assert await read(pool, "v@s", 0, 12000) == b"old" * 4000
+        assert (await read(pool, "v", 0, 9)) == b"oldolnewd"
+        snapshot = pool.open_export("v@s")
+        with pytest.raises(ReadOnlyError):
+            await snapshot.write(0, b"x")
+        await snapshot.close()
+    await assert_clean(members)
+
+
+async def test_open_handles_follow_a_snapshot_taken_under_load() -> None:
+    """Goal: a writer never writes into a frozen layer, and the snapshot is one point in time.
+
+    Method: one task writes rising numbers to two blocks, always the first before the second;
+    in every snapshot the first is never behind.
+    """
+    members = await new_members(mib=128)
+    async with opened(members) as pool:
+        await pool.create_volume("v", MIB)
+        device = pool.open_export("v")
+        stop = trio.Event()
+
+        async def count_up() -> None:
+            number = 0
+            while not stop.is_set():
+                number += 1
+                stamp = number.to_bytes(8, "little") * 512
+                await device.write(0, stamp)
+                await device.write(8 * BLOCK, stamp)
+                await trio.lowlevel.checkpoint()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count_up)
+            for i in range(20):
+                await pool.create_snapshot("v", f"s{i}")
+            stop.set()
+        last = 0
+        for i in range(20):
+            first = int.from_bytes(await read(pool, f"v@s{i}", 0, 8), "little")
+            second = int.from_bytes(await read(pool, f"v@s{i}", 8 * BLOCK, 8), "little")
+            assert second <= first <= second + 1
+            assert first >= last
+            last = first
+        await device.close()
+    await assert_clean(members)
+
+
+async def test_rollback_and_clone_start_where_the_snapshot_is() -> None:
+    members = await new_members()
+    async with opened(members) as pool:
+        await pool.create_volume("v", MIB)
+        await write(pool, "v", 0, b"a" * BLOCK)
+        await pool.create_snapshot("v", "s")
+        await write(pool, "v", 0, b"b" * BLOCK)
+        await pool.clone("v", "s", "c")
+        await write(pool, "c", BLOCK, b"c" * BLOCK)
+        await pool.rollback("v", "s")
+        assert await read(pool, "v", 0, 2 * BLOCK) == b"a" * BLOCK + bytes(BLOCK)
+        assert await read(pool, "c", 0, 2 * BLOCK) == b"a" * BLOCK + b"c" * BLOCK
+        assert pool.volume("c").origin == "v@s"
+    async with opened(members) as pool:
+        assert await read(pool, "c", 0, 2 * BLOCK) == b"a" * BLOCK + b"c" * BLOCK
+    await assert_clean(members)
+
+
+async def test_what_others_stand_on_cannot_be_deleted() -> None:
+    members = await new_members()
+    async with opened(members) as pool:
+        await pool.create_volume("v", MIB)
+        await pool.create_snapshot("v", "s")
+        with pytest.raises(InUseError, match="stands on"):
+            await pool.delete_snapshot("v", "s")
+        await pool.clone("v", "s", "c")
+        with pytest.raises(InUseError, match="clone=c"):
+            await pool.delete_volume("v", snapshots=True)
+        device = pool.open_export("c")
+        for refused in (pool.delete_volume("c"), pool.rollback("v", "none")):
+            with pytest.raises((InUseError, NotFoundError)):
+                await refused
+        await device.close()
+        await pool.delete_volume("c")
+        with pytest.raises(InUseError, match="snapshots"):
+            await pool.delete_volume("v")
+        await pool.delete_volume("v", snapshots=True)
+        assert pool.volumes() == []
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-x", "a b", "a@b", "a/b", "a\n", "\u00e9", "x" * 128, "..", "a\0"]
+)
+async def test_odd_names_are_refused_and_nothing_changes(name: str) -> None:
+    members = await new_members()
+    async with opened(members) as pool:
+        with pytest.raises(InvalidArgumentError, match="bad volume name"):
+            await pool.create_volume(name, MIB)
+        assert pool.volumes() == []
+
+
+@pytest.mark.parametrize("size", [0, -4096, 1, 4095, 4097, 1 << 60])
+async def test_odd_sizes_are_refused(size: int) -> None:
+    members = await new_members()
+    async with opened(members) as pool:
+        with pytest.raises(InvalidArgumentError):
+            await pool.create_volume("v", size)
+
+
+async def test_volumes_grow_while_open_and_never_shrink() -> None:
+    members = await new_members()
+    async with opened(members) as pool:
+        await pool.create_volume("v", BLOCK)
+        with pytest.raises(ExistsError):
+            await pool.create_volume("v", BLOCK)
+        device = pool.open_export("v")
+        await pool.resize_volume("v", 1 << 40)
+        await device.write((1 << 40) - 5, b"hello")
+        assert device.size_bytes == 1 << 40
+        assert bytes(await device.read((1 << 40) - 8, 8)) == b"\0\0\0hello"
+        with pytest.raises(InvalidArgumentError, match="shrink"):
+            await pool.resize_volume("v", BLOCK)
+        await device.close()
+    await assert_clean(members)
+
+
+async def page_reads(pool: Pool, name: str) -> int:
+    """How many map blobs one cold read of the first block takes."""
+    count = 0
+    real = pool.store.read_located
+
+    async def counting(a: int, b: int, plain_bytes_max: int) -> bytes:
+        nonlocal count
+        count += 1
+        return await real(a, b, plain_bytes_max)
+
+    pool.store.read_located = counting  # type: ignore[method-assign]
+    await read(pool, name, 0, BLOCK)
+    pool.store.read_located = real  # type: ignore[method-assign]
+    return count
+
+
+async def test_a_deep_chain_costs_two_page_reads_cold() -> None:
+    """Goal: depth costs nothing, warm or cold.
+
+    Method: 200 snapshots, each of which changed the page that is read, with
+    checkpoints at odd places; reopen, count blobs read for the first block.
+    """
+    members = await new_members(mib=128)
+    coin = random.Random(1)
+    contents = bytearray(MIB)
+    async with opened(members) as pool:
+        await pool.create_volume("v", MIB)
+        for i in range(200):
+            at = coin.randrange(256) * BLOCK
+            contents[at : at + BLOCK] = coin.randbytes(BLOCK)
+            await write(pool, "v", at, bytes(contents[at : at + BLOCK]))
+            await pool.create_snapshot("v", f"s{i}")
+            if coin.random() < 0.2:
+                await pool.checkpoint()
+    async with opened(members) as pool:
+        assert await page_reads(pool, "v") <= 2
+        assert await page_reads(pool, "v@s77") <= 2
+        assert await read(pool, "v", 0, MIB) == bytes(contents)
+    await assert_clean(members)
+
+
+async def test_an_evicted_page_changes_nothing() -> None:
+    """Method: the smallest cache over a volume of many pages, against a byte array."""
+    members = await new_members(mib=128)
+    settings = PoolSettings(page_cache_bytes=1, extent_cache_bytes=1)
+    coin = random.Random(2)
+    stride = 4 * MIB  # one page each
+    async with opened(members, settings) as pool:
+        await pool.create_volume("v", 600 * stride)
+        device = pool.open_export("v")
+        written = {}
+        for _ in range(1500):
+            at = coin.randrange(600) * stride + coin.randrange(8) * BLOCK
+            written[at] = coin.randbytes(16) * 256
+            await device.write(at, written[at])
+            if coin.random() < 0.3:
+                probe = coin.choice(list(written))
+                assert bytes(await device.read(probe, BLOCK)) == written[probe]
+        await pool.checkpoint()
+        for at, data in written.items():
+            assert bytes(await device.read(at, BLOCK)) == data
+        await device.close()
+    await assert_clean(members)

@@ -30,7 +30,7 @@ from storage.pageblob import CHUNK_PAGES, CHUNK_SHIFT
 from storage.root import LogPosition, Root
 from storage.roster import Roster
 from storage.segments import Segment, SegmentTable, State
-from storage.store import Store
+from storage.store import Store, only_full
 from storage.superblock import RootPointer, Superblock
 
 log = logging.getLogger("cenote.storage")
@@ -114,7 +114,7 @@ class Checkpointer:
         self._map.thaw()
         self._meta.abandon()
         log.warning("checkpoint attempt %d failed: %s", attempt + 1, error)
-        if all(isinstance(f.error, NoSpaceError) for f in error.failures):
+        if error.failures and only_full(error.failures):
             raise NoSpaceError("no space for metadata below a member") from error
         for failure in error.failures:
             self._roster.fail(failure.member, durable, failure.error)

@@ -24,7 +24,8 @@ class MetaWriteError(DeviceError):
     """Copies failed while metadata was written; nothing names it, so the attempt starts again."""
 
     def __init__(self, failures: list[Failure]):
-        super().__init__(f"metadata write failed: {failures[0].error}")
+        why = failures[0].error if failures else "a flush that failed meanwhile took it along"
+        super().__init__(f"metadata write failed: {why}")
         self.failures = failures
 
 

@@ -58,11 +58,13 @@ class Sample:
 
     iops: float
     p99_us: float
+    cpu_us: float
+    """Processor time of the server per request: it tells more than iops when others are busy."""
 
 
 @contextmanager
-def started(command: list[str], path: Path) -> Iterator[None]:
-    """Run a server until the block ends; it is ready when its socket exists."""
+def started(command: list[str], path: Path) -> Iterator[int]:
+    """Run a server until the block ends; yield its process once its socket exists."""
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 10
@@ -70,7 +72,7 @@ def started(command: list[str], path: Path) -> Iterator[None]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"server did not start: command={command}")
             time.sleep(0.05)
-        yield
+        yield process.pid
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
@@ -95,9 +97,16 @@ def servers(folder: Path) -> dict[str, tuple[list[str], Path]]:
     }
 
 
-def measure(path: Path, workload: Workload, seconds: float, folder: Path) -> Sample:
+def cpu_s(process: int) -> float:
+    """Return what a process has used so far (proc(5): utime and stime of stat)."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(path: Path, process: int, workload: Workload, seconds: float, folder: Path) -> Sample:
     """Run fio once; nobody else's output mixes with its report."""
     report = folder / "fio.json"
+    cpu_before = cpu_s(process)
     subprocess.run(
         [
             "fio", "--name=bench", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={path}",
@@ -109,7 +118,8 @@ def measure(path: Path, workload: Workload, seconds: float, folder: Path) -> Sam
     text = report.read_text()
     job = json.loads(text[text.index("{") :])["jobs"][0]
     side = job["read" if "read" in workload.rw else "write"]
-    return Sample(side["iops"], side["clat_ns"]["percentile"]["99.000000"] / 1000)
+    cpu_us = (cpu_s(process) - cpu_before) * 1e6 / side["total_ios"]
+    return Sample(side["iops"], side["clat_ns"]["percentile"]["99.000000"] / 1000, cpu_us)
 
 
 def fill(path: Path, folder: Path) -> None:
@@ -138,6 +148,7 @@ def report(
             "min_iops": round(min(sample.iops for sample in runs)),
             "max_iops": round(max(sample.iops for sample in runs)),
             "p99_us": round(statistics.median(sample.p99_us for sample in runs), 1),
+            "cpu_us_per_request": round(statistics.median(sample.cpu_us for sample in runs), 2),
         }
         if name == OURS:
             row["ratio"] = round(medians[name] / best, 2)
@@ -161,8 +172,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         running = servers(folder)
-        for command, path in running.values():
-            stack.enter_context(started(command, path))
+        processes = {
+            server: stack.enter_context(started(command, path))
+            for server, (command, path) in running.items()
+        }
         fill(running["nbdkit-memory"][1], folder)
         for workload in WORKLOADS:
             if options.only not in workload.name:
@@ -170,7 +183,9 @@ def main() -> None:
             samples: dict[str, list[Sample]] = {server: [] for server in running}
             for _ in range(options.repeats):
                 for server, (_, path) in running.items():
-                    samples[server].append(measure(path, workload, options.seconds, folder))
+                    samples[server].append(
+                        measure(path, processes[server], workload, options.seconds, folder)
+                    )
             report(workload, samples, {"repeats": options.repeats, "seconds": options.seconds})
 
 

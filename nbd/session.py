@@ -37,8 +37,8 @@ from nbd.transmission import (
 
 log = logging.getLogger("cenote.nbd")
 
-BATCH_REPLIES_MAX = 512
-"""Buffers, two per READ: below IOV_MAX, and replies leave before the client runs dry."""
+BATCH_REQUESTS_MAX = 256
+"""Replies leave after so many requests at the latest, before the client runs dry."""
 BATCH_BYTES_MAX = 1 << 20
 """Replies are sent at this size: more would only grow memory."""
 YIELD_WORK = 256
@@ -185,65 +185,66 @@ class Session:
 
     def _serve_batch(self) -> bool:
         """Serve what was received; return whether it stopped early for a limit."""
-        next_request = self._parser.next_request
-        device = self._device
+        parser, device, replies = self._parser, self._device, self._sender.replies
         try_read, try_write = device.try_read, device.try_write
         size_bytes = device.size_bytes
         grain_mask = device.block_bytes - 1
         writable = not self._flags & ExportFlag.READ_ONLY
         structured = self._structured
-        replies = self._sender.replies
-        counters = self._counters
-        reply_bytes = 0
-        while (request := next_request()) is not None:
+        stopping = self._stopping
+        served = read_bytes = written_bytes = 0
+        more = False
+        for request in parser.requests():
+            served += 1
             _, flags, kind, cookie, offset, length = request
-            counters.requests += 1
-            if (
-                flags
-                or kind > _WRITE
-                or not length
-                or offset + length > size_bytes
-                or (offset | length) & grain_mask
-                or length > PAYLOAD_BYTES_MAX
-                or self._stopping
-            ):
-                self._serve_unusual(request)
-            elif kind == _READ:
-                try:
+            try:
+                if (
+                    flags
+                    or not length
+                    or offset + length > size_bytes
+                    or (offset | length) & grain_mask
+                    or length > PAYLOAD_BYTES_MAX
+                    or stopping
+                ):
+                    self._serve_unusual(request)
+                elif kind == _READ:
                     data = try_read(offset, length)
-                except Exception as error:
-                    self._fail(request, error)
-                else:
-                    if data is None:
-                        self._serve_later(request)
-                    else:
+                    if data is not None:
                         if structured:
                             replies.append(data_chunk(cookie, offset, length))
                         else:
                             replies.append(simple_reply(cookie))
                         replies.append(data)
-                        reply_bytes += length
-            elif writable:
-                try:
-                    if try_write(offset, self._parser.payload):
-                        replies.append(simple_reply(cookie))
-                        counters.written_bytes += length
+                        read_bytes += length
+                        if read_bytes < BATCH_BYTES_MAX and served < BATCH_REQUESTS_MAX:
+                            continue
                     else:
                         self._serve_later(request)
-                except Exception as error:
-                    self._fail(request, error)
-            else:
-                self._serve_unusual(request)
+                elif kind == _WRITE and writable:
+                    if try_write(offset, parser.payload):
+                        replies.append(simple_reply(cookie))
+                        written_bytes += length
+                        if served < BATCH_REQUESTS_MAX:
+                            continue
+                    else:
+                        self._serve_later(request)
+                else:
+                    self._serve_unusual(request)
+            except Exception as error:
+                self._fail(request, error)
             if (
-                reply_bytes >= BATCH_BYTES_MAX
-                or len(replies) >= BATCH_REPLIES_MAX
-                or self._is_full()
+                read_bytes >= BATCH_BYTES_MAX
+                or served >= BATCH_REQUESTS_MAX
                 or self._disconnecting
+                or self._is_full()
             ):
-                counters.read_bytes += reply_bytes
-                return True
-        counters.read_bytes += reply_bytes
-        return False
+                more = True
+                break
+        counters = self._counters
+        counters.requests += served
+        counters.read_bytes += read_bytes
+        counters.written_bytes += written_bytes
+        return more
 
     def _serve_unusual(self, request: Request) -> None:
         """Serve what the fast path does not: other commands, flags, errors."""

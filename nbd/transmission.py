@@ -18,6 +18,7 @@ object for each costs more than the rest of its parsing.
 
 import mmap
 import struct
+from collections.abc import Iterator
 
 from typing_extensions import Buffer
 
@@ -63,7 +64,7 @@ def _memory(size: int) -> memoryview:
 
 
 class RequestParser:
-    """Receive into `room`, say how much with `received`, drain `next_request` until None.
+    """Receive into `room`, say how much with `received`, drain `requests`.
 
     Args:
         payload_bytes_max: longer payloads are thrown away as they arrive, never stored.
@@ -73,7 +74,7 @@ class RequestParser:
     def __init__(self, *, payload_bytes_max: int, early: bytes = b"") -> None:
         assert len(early) <= RECEIVE_BYTES
         self.payload: memoryview = memoryview(b"")
-        """Data of the last WRITE; valid until the next call. Empty when it was thrown away."""
+        """Data of the last WRITE; valid until the next request. Empty when it was thrown away."""
         self._payload_bytes_max = payload_bytes_max
         self._buffer = _memory(RECEIVE_BYTES)
         self._buffer[: len(early)] = early
@@ -106,30 +107,37 @@ class RequestParser:
         else:
             self._end += count
 
-    def next_request(self) -> Request | None:
-        """Return the next whole request, with its payload in `payload`, or None.
+    def requests(self) -> Iterator[Request]:
+        """Yield whole requests until more must be received; those with payload leave it in
+        `payload`. Stopping in between is fine: a new iterator goes on behind the last request.
 
         Raises:
             ProtocolError: the stream is not at a request.
         """
         if self._awaiting is not None:
-            return self._continue_payload()
+            if not self._take_awaited():
+                return
+            request, self._awaiting = self._awaiting, None
+            yield request
+        # A generator, for its local variables: calls and attributes cost more than parsing.
+        buffer, unpack_from, end = self._buffer, _REQUEST.unpack_from, self._end
         start = self._start
-        if self._end - start < _REQUEST_BYTES:
-            return None
-        request = _REQUEST.unpack_from(self._buffer, start)
-        if request[0] != REQUEST_MAGIC:
-            raise ProtocolError(f"bad request magic: magic={request[0]:#x}")
-        first = start + _REQUEST_BYTES
-        if request[2] == _WRITE:
-            last = first + request[5]
-            if last > self._end:
-                return self._await_payload(request, first)
-            self.payload = self._buffer[first:last]
-            self._start = last
-        else:
-            self._start = first
-        return request
+        while end - start >= _REQUEST_BYTES:
+            request = unpack_from(buffer, start)
+            magic, _, kind, _, _, length = request
+            if magic != REQUEST_MAGIC:
+                raise ProtocolError(f"bad request magic: magic={magic:#x}")
+            first = start + _REQUEST_BYTES
+            if kind == _WRITE:
+                start = first + length
+                if start > end:
+                    self._await_payload(request, first)
+                    return
+                self.payload = buffer[first:start]
+            else:
+                start = first
+            self._start = start
+            yield request
 
     def keep_payload(self) -> Buffer:
         """Return the last payload for as long as the caller wants it."""
@@ -138,36 +146,35 @@ class RequestParser:
             return self.payload
         return bytes(self.payload)
 
-    def _await_payload(self, request: Request, first: int) -> Request | None:
+    def _await_payload(self, request: Request, first: int) -> None:
+        """Arrange where a payload goes that has not arrived whole; what has begins at `first`."""
         length = request[5]
         if length > self._payload_bytes_max:
-            self._skip_bytes = length
-            self._start = first
+            self._skip_bytes = length - (self._end - first)
+            self._start = self._end = 0
             self._awaiting = request
-            return self._continue_payload()
-        if length > OWN_BUFFER_BYTES:
+        elif length > OWN_BUFFER_BYTES:
             self._large = self._take_spare(length)
             arrived = self._end - first
             self._large[:arrived] = self._buffer[first : self._end]
             self._large_filled = arrived
             self._start = self._end = 0
             self._awaiting = request
-        return None
 
-    def _continue_payload(self) -> Request | None:
+    def _take_awaited(self) -> bool:
+        """Return whether the awaited payload is complete, and make it `payload`."""
         if self._large is not None:
             if self._large_filled < len(self._large):
-                return None
+                return False
             self.payload, self._large = self._large, None
-        else:
-            skipped = min(self._skip_bytes, self._end - self._start)
-            self._start += skipped
-            self._skip_bytes -= skipped
-            if self._skip_bytes:
-                return None
-            self.payload = memoryview(b"")
-        request, self._awaiting = self._awaiting, None
-        return request
+            return True
+        skipped = min(self._skip_bytes, self._end - self._start)
+        self._start += skipped
+        self._skip_bytes -= skipped
+        if self._skip_bytes:
+            return False
+        self.payload = memoryview(b"")
+        return True
 
     def _take_spare(self, length: int) -> memoryview:
         """Return room for `length` bytes, reusing the last large buffer when it fits."""

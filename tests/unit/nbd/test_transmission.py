@@ -48,7 +48,7 @@ def parse(stream: bytes, piece: int = 1 << 30, early: int = 0) -> Parsed:
     parsed: Parsed = []
     fed = early
     while True:
-        while (found := parser.next_request()) is not None:
+        for found in parser.requests():
             payload = bytes(parser.payload) if found[2] == WRITE else b""
             parsed.append((*found[1:], payload))
         if fed == len(stream):
@@ -120,8 +120,7 @@ def test_a_kept_payload_outlives_the_next(size: int) -> None:
             room[:count] = stream[:count]
             stream = stream[count:]
             parser.received(count)
-            if parser.next_request():
-                kept.append(parser.keep_payload())
+            kept += [parser.keep_payload() for _ in parser.requests()]
     assert [bytes(payload) for payload in kept] == [b"a" * size, b"b" * size, b"c" * size]
 
 

@@ -124,6 +124,7 @@ class Log:
             self.intake.stalled = error
             self.intake.pulse()
             await trio.sleep(STALL_RETRY_S)
+            await self._table.ask_full_again()
             self.intake.kick.set()
         except DeviceError as error:
             self.die(error)
@@ -191,7 +192,7 @@ class Log:
         placed = encode.place(nothing, self._next_header(), align, announcement)
         try:
             await self._write(placed, fua=False)
-        except CopyFailed:
+        except (CopyFailed, NoSpaceError):
             self._abandon(segment)
             raise
         self._segment.state = State.SEALED

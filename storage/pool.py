@@ -358,6 +358,7 @@ class Pool:
         """
         async with self._room_lock:
             await self._log.intake.flush()  # a trim may wait there
+            await self.table.ask_full_again()
             for _ in range(3):
                 if self.table.free_segments() > self.space.reserve_segments:
                     return

@@ -6,6 +6,7 @@ segment's slots cool down: freed under checkpoint K, they are reusable after K+1
 
 import heapq
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from enum import IntEnum
 
 import numpy as np
@@ -152,6 +153,15 @@ class SegmentTable:
                 self.give_back(copies)
                 raise
             return self._admit(tuple(copies), announced_in)
+
+    async def ask_full_again(self) -> None:
+        """Let members take segments again whose file system below has room by now."""
+        for member in self.members:
+            if member and member.full_below and self._free[member.index]:
+                offset = member.slot_offset(self._free[member.index][0])
+                with suppress(DeviceError):
+                    await member.device.allocate(offset, self.segment_bytes)
+                    member.full_below = False
 
     def _choose(self) -> list[Member]:
         usable = self.usable_members()

@@ -1,0 +1,221 @@
+"""Who may open a pool: missing, stale, copied, foreign, newer and too small members."""
+
+import random
+import struct
+from collections.abc import Sequence
+from functools import partial
+from uuid import UUID
+
+import pytest
+
+from blockdev.simulated import SimulatedDisk, SimulatedWorld
+from storage.codec import digest_of
+from storage.errors import (
+    ForeignMemberError,
+    FormatVersionError,
+    MemberTooSmallError,
+    MissingMemberError,
+    NotAMemberError,
+    PoolError,
+)
+from storage.member import closing_offset, read_superblock
+from storage.pool import MemberDevice, create_pool, open_pool
+from storage.superblock import RING_SLOTS, SUPERBLOCK_BYTES
+from tests.crash.harness import (
+    MIB,
+    ONE,
+    SEGMENT_BYTES,
+    SETTINGS,
+    TWO_OF_THREE,
+    contents,
+    environment,
+    live,
+    members,
+    new_world,
+    opened,
+)
+from tests.crash.model import History
+from tests.crash.workload import Workload, sessions
+
+BROKEN = 1
+
+
+def world_with_data(seed: int) -> tuple[SimulatedWorld, History]:
+    """Three members, two copies, cleanly stopped."""
+    world = new_world(TWO_OF_THREE, seed)
+    history = History()
+    live(world, sessions(world, TWO_OF_THREE, Workload(history, seed), (12,)))
+    return world.reboot(), history
+
+
+def world_with_a_stale_member(seed: int) -> tuple[SimulatedWorld, History, UUID]:
+    """Member 1 stopped taking writes for good, then the power went."""
+    world, history = world_with_data(seed)
+    lost: list[UUID] = []
+
+    async def body() -> None:
+        async with opened(world, TWO_OF_THREE) as pool:
+            lost.append(pool.info().members[BROKEN].uuid)
+            world.disks[BROKEN].fail_write(1, times=None)
+            world.disks[BROKEN].fail_flush(1, times=None)
+            await Workload(history, f"{seed}-b").run(pool, 15)
+            world.cut_power()
+
+    assert live(world, body)
+    return world.reboot(), history, lost[0]
+
+
+async def open_some(
+    chosen: Sequence[MemberDevice], history: History | None, without: Sequence[UUID] = ()
+) -> None:
+    """Open with these members only; with a history, hold the contents against it."""
+    env = environment("some")
+    async with open_pool(chosen, settings=SETTINGS, env=env, without=without) as pool:
+        if history is not None:
+            found = await contents(pool)
+            assert history.explain(found) is not None, history.differences(found)
+
+
+def run(world: SimulatedWorld, chosen: Sequence[MemberDevice], *arguments: object) -> None:
+    live(world, partial(open_some, chosen, *arguments))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+def test_a_member_that_failed_is_recorded_stale_and_not_needed(seed: int) -> None:
+    """Goal: nothing was acknowledged without the others knowing (R5)."""
+    world, history, lost = world_with_a_stale_member(seed)
+
+    async def look() -> None:
+        for index in (0, 2):
+            sb = await read_superblock(world.disks[index])
+            assert sb is not None
+            assert {row.uuid for row in sb.members if row.stale_since is not None} == {lost}
+
+    live(world, look)
+    good = world.reboot()
+    left = [member for i, member in enumerate(members(good, TWO_OF_THREE)) if i != BROKEN]
+    run(good, left, history.copy())
+    everyone = world.reboot(outcome=1)
+    run(everyone, members(everyone, TWO_OF_THREE), history.copy())
+
+
+@pytest.mark.parametrize("kept", [[0], [2], [1], [0, 1], [1, 2]], ids=str)
+def test_missing_members_are_refused_unless_stale(kept: list[int]) -> None:
+    """Goal: a pool opens without a member only if those present record it stale (R5).
+
+    Method: member 1 is stale; offer every choice that lacks a member in sync.
+    """
+    world, _, _ = world_with_a_stale_member(3)
+    chosen = [members(world, TWO_OF_THREE)[i] for i in kept]
+    with pytest.raises(MissingMemberError):
+        run(world, chosen, None)
+
+
+def test_opening_by_force_without_a_member() -> None:
+    """Goal: naming the missing member opens the pool from the other copies, with all data."""
+    world, history = world_with_data(5)
+    uuids: list[UUID] = []
+
+    async def look() -> None:
+        async with opened(world, TWO_OF_THREE) as pool:
+            uuids.extend(m.uuid for m in pool.info().members)
+
+    live(world, look)
+    world = world.reboot()
+    live(world, partial(open_some, members(world, TWO_OF_THREE)[:2], history, [uuids[2]]))
+
+
+def test_a_split_pool_is_refused() -> None:
+    """Goal: two sides that went on without each other are never mixed."""
+    world, _ = world_with_data(6)
+    uuids: list[UUID] = []
+
+    async def look() -> None:
+        async with opened(world, TWO_OF_THREE) as pool:
+            uuids.extend(m.uuid for m in pool.info().members)
+
+    live(world, look)
+    world = world.reboot()
+    all_members = members(world, TWO_OF_THREE)
+    live(world, partial(open_some, all_members[:2], None, [uuids[2]]))
+    live(world, partial(open_some, all_members[2:], None, uuids[:2]))
+    with pytest.raises(ForeignMemberError):
+        run(world, all_members, None)
+
+
+def test_a_copied_member_is_refused() -> None:
+    """Goal: two devices with one member's UUID, as after dd, are not both attached (R16)."""
+    world, _ = world_with_data(7)
+    world.disks[0].boot_into(world, random.Random(1))
+    twin = MemberDevice(world.disks[-1], "twin", "d")
+    with pytest.raises(ForeignMemberError, match="twice"):
+        run(world, [*members_of(world, 3), twin], None)
+    with pytest.raises(ForeignMemberError, match="twice"):
+        run(world, [*members_of(world, 2), twin], None)
+
+
+def members_of(world: SimulatedWorld, count: int) -> list[MemberDevice]:
+    return [MemberDevice(world.disks[i], f"disk{i}", "abc"[i]) for i in range(count)]
+
+
+def test_a_foreign_member_is_refused() -> None:
+    """Goal: members of two pools do not open together."""
+    world, _ = world_with_data(8)
+    SimulatedDisk(world, ONE.member_bytes)
+    other = MemberDevice(world.disks[3], "other", "d")
+
+    async def make() -> None:
+        await create_pool([other], copies=1, segment_bytes=SEGMENT_BYTES, env=environment(99))
+
+    live(world, make)
+    with pytest.raises(ForeignMemberError, match="different pools"):
+        run(world, [*members_of(world, 3), other], None)
+
+
+def test_a_blank_device_is_not_a_member() -> None:
+    """Goal: a wrong path is called that."""
+    world, _ = world_with_data(9)
+    SimulatedDisk(world, ONE.member_bytes)
+    blank = MemberDevice(world.disks[3], "blank", "d")
+    with pytest.raises(NotAMemberError, match="blank"):
+        run(world, [*members_of(world, 3), blank], None)
+
+
+def test_a_newer_format_is_refused() -> None:
+    """Goal: superblocks of a later version, and of unknown features, refuse to open (R19)."""
+    for field, value in (("<H", 2), ("<Q", 1 << 9)):
+        world = new_world(ONE, 10)
+        at = 16 if field == "<H" else 24
+        live(world, partial(_rewrite_superblocks, world.disks[0], field, at, value))
+        with pytest.raises(FormatVersionError, match="upgrade"):
+            run(world, members(world, ONE), None)
+
+
+async def _rewrite_superblocks(disk: SimulatedDisk, field: str, at: int, value: int) -> None:
+    places = [slot * SUPERBLOCK_BYTES for slot in range(RING_SLOTS)]
+    for place in [*places, closing_offset(disk.size_bytes)]:
+        body = bytearray(await disk.read(place, SUPERBLOCK_BYTES))
+        if any(body):
+            struct.pack_into(field, body, at, value)
+            struct.pack_into("<Q", body, 8, digest_of(memoryview(body)[16:]))
+            await disk.write(place, bytes(body), fua=True)
+
+
+def test_a_member_that_is_too_small_is_refused() -> None:
+    """Goal: the error says how large it must be, and the pool is not made."""
+    world = SimulatedWorld(1)
+    SimulatedDisk(world, 2 * MIB)
+
+    async def make() -> None:
+        await create_pool(members(world, ONE), copies=1, segment_bytes=SEGMENT_BYTES)
+
+    with pytest.raises(MemberTooSmallError, match="at least"):
+        live(world, make)
+
+
+def test_a_member_that_shrank_is_refused() -> None:
+    """Goal: a truncated image does not open as if nothing were missing."""
+    world = new_world(ONE, 11)
+    world.disks[0].size_bytes -= MIB
+    with pytest.raises(PoolError):
+        run(world, members(world, ONE), None)

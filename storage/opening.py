@@ -305,9 +305,9 @@ async def replay(opened: Opened, *, level: bool = True) -> AsyncIterator[Found]:
     With `level`, copies of commits that nobody knows to be durable are made alike (R3).
     """
     sb = opened.roster.superblock
-    walk = Replay(
-        opened.table, sb.pool_uuid, sb.jumps, opened.position, sb.durable_commit, level=level
-    )
+    # The log only ever leaves a segment behind a commit that is durable.
+    durable = max(sb.durable_commit, *(jump.after_commit for jump in sb.jumps), 0)
+    walk = Replay(opened.table, sb.pool_uuid, sb.jumps, opened.position, durable, level=level)
     async for found in walk.commits_in_order():
         opened.blockmap.apply(found.records)
         for operation in found.records.operations:

@@ -286,7 +286,9 @@ class Pool:
         commits = self._log.commits
         self._table_changed = False
         started = trio.current_time()
-        gone = await self._checkpointer.run(lambda: self._log.durable, clean=clean)
+        # A client that waits for room may go away; the checkpoint is everybody's.
+        with trio.CancelScope(shield=True):
+            gone = await self._checkpointer.run(lambda: self._log.durable, clean=clean)
         for number in gone:
             for catalogue in (self._durable, self._live):
                 catalogue.layers.pop(number, None)

@@ -38,10 +38,12 @@ from storage.pageblob import PAGE_SHIFT
 from storage.store import Store
 
 SLOT_MASK = (1 << PAGE_SHIFT) - 1
+ATTEMPTS_MAX = 3
 PARALLEL_READS = 16
 """Pieces of one request read at once; a large request over scattered blocks fills a disk queue."""
 
 _ZEROES = bytes(64 << 10)
+_ZERO_BLOCK = bytes(BLOCK_BYTES)
 
 
 class ExtentCache:
@@ -111,26 +113,32 @@ class Reader:
 
         Cost of one raw block: two dictionary look-ups, one preadv, one hash.
         """
-        if count == 1 and not layer.inherited and not layer.overlays:
-            page = layer.pages.get(block >> PAGE_SHIFT)
-            if page is None:
-                return None
-            page.hot = True
-            at = (block & SLOT_MASK) << 1
-            a = page.words[at]
-            kind = a & KIND_MASK
-            if kind == RAW:
-                data = self._store.try_read(
-                    a >> SEGMENT_SHIFT, (a >> 3 & OFFSET_MASK) * OFFSET_GRAIN_BYTES, BLOCK_BYTES
-                )
-                check = page.words[at + 1] >> CHECK_SHIFT
-                if data is None or digest_of(data) & CHECK_MASK != check:
-                    return None
-                return data
-            if kind <= ZERO:
-                return _ZEROES[:BLOCK_BYTES]
+        if count == 1 and not layer.inherited:
+            return self._try_block(layer, block)
         pieces = self._plan(layer, block, count)
         return None if pieces is None else self._try_pieces(pieces, count)
+
+    def _try_block(self, layer: Layer, block: int) -> Buffer | None:
+        held = _in_overlays(layer.overlays, block)
+        if held is not None:
+            return held or _ZERO_BLOCK
+        page = layer.pages.get(block >> PAGE_SHIFT)
+        if page is None:
+            return None
+        page.hot = True
+        at = (block & SLOT_MASK) << 1
+        a = page.words[at]
+        kind = a & KIND_MASK
+        if kind <= ZERO:
+            return _ZERO_BLOCK
+        b = page.words[at + 1]
+        if kind != RAW:
+            return self._try_packed(PackedPart(a, b & ~(0xF << 16), b >> 16 & 0xF))
+        offset = (a >> 3 & OFFSET_MASK) * OFFSET_GRAIN_BYTES
+        data = self._store.try_read(a >> SEGMENT_SHIFT, offset, BLOCK_BYTES)
+        if data is None or digest_of(data) & CHECK_MASK != b >> CHECK_SHIFT:
+            return None
+        return data
 
     def _try_pieces(self, pieces: list[Piece], count: int) -> Buffer | None:
         parts: list[Buffer] = []
@@ -186,6 +194,14 @@ class Reader:
             ChecksumError: no good copy is left.
             DeviceError: no copy can be read.
         """
+        for _ in range(ATTEMPTS_MAX - 1):
+            try:
+                return await self._read(layer, block, count)
+            except DamagedError:
+                continue  # what was planned may have been overwritten and freed since: plan anew
+        return await self._read(layer, block, count)
+
+    async def _read(self, layer: Layer, block: int, count: int) -> Buffer:
         pieces = self._plan(layer, block, count)
         while pieces is None:
             for number in range(block >> PAGE_SHIFT, (block + count - 1 >> PAGE_SHIFT) + 1):

@@ -10,6 +10,7 @@ before they look into the map, until the commit is durable and the map has it.
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import trio
 from typing_extensions import Buffer
 
@@ -57,12 +58,12 @@ class WriteBuffer:
 
     __slots__ = (
         "capacity",
-        "data",
         "done",
         "encoded",
         "encoding",
         "error",
         "layers",
+        "memory_bytes",
         "opened_at",
         "operations",
         "records",
@@ -73,8 +74,9 @@ class WriteBuffer:
 
     def __init__(self, capacity_blocks: int, opened_at: float):
         self.capacity = capacity_blocks
-        self.data = bytearray(capacity_blocks * BLOCK_BYTES)
-        self.view = memoryview(self.data)
+        self.memory_bytes = capacity_blocks * BLOCK_BYTES
+        # Not zeroed first: that would touch all of it once more (0.9 ms for 4 MiB).
+        self.view: memoryview = np.empty(self.memory_bytes, dtype=np.uint8).data
         self.used = 0
         """Blocks of memory taken; overwritten ones count once, zeroed ones still count."""
         self.records = 0

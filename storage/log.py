@@ -25,7 +25,7 @@ from storage.environment import Environment
 from storage.intake import Intake
 from storage.root import LogPosition
 from storage.roster import Roster
-from storage.segments import Segment, SegmentTable, State
+from storage.segments import MemberFailedError, Segment, SegmentTable, State
 from storage.space import SpaceBudget
 from storage.store import Failure, Store, only_full
 from storage.superblock import JUMPS_MAX, Jump
@@ -118,6 +118,8 @@ class Log:
                     self.intake.stalled = None
                 except CopyFailed as failed:
                     await self._relocate(failed.failures)
+                except MemberFailedError as failed:
+                    await self._relocate([Failure(failed.member, failed)])
         except NoSpaceError as error:
             if self.intake.stalled is None:
                 log.error("commits wait for space: %s", error)
@@ -266,7 +268,7 @@ class Log:
             raise failures[0].error if failures else DeviceError("copies fail again and again")
         for failure in failures:
             self._roster.fail(failure.member, self.durable.commit, failure.error)
-        segment = await self._table.allocate(announced_in=self.durable.commit)
+        segment = await self._take_segment()
         jump = Jump(self.durable.commit, self.durable.checksum, segment.number, segment.copies)
         await self._roster.publish(lambda sb: replace(sb, jumps=with_jump(sb.jumps, jump)))
         log.warning(
@@ -285,6 +287,16 @@ class Log:
         self._end = self.durable = LogPosition(
             self.durable.commit, self.durable.checksum, segment.number, 0
         )
+
+    async def _take_segment(self) -> Segment:
+        """A segment to go on in, without whichever members fail to give one."""
+        while True:
+            try:
+                return await self._table.allocate(announced_in=self.durable.commit)
+            except MemberFailedError as failed:
+                if len(self._roster.in_sync()) == 1:
+                    raise
+                self._roster.fail(failed.member, self.durable.commit, failed)
 
     def _abandon(self, segment: Segment) -> None:
         segment.state = State.SEALED

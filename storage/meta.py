@@ -10,7 +10,7 @@ from blockdev.errors import DeviceError
 from storage import codec
 from storage.codec import digest_of
 from storage.entry import OFFSET_GRAIN_BYTES, pack_a, pack_b, unpack
-from storage.segments import Segment, SegmentTable, State
+from storage.segments import MemberFailedError, Segment, SegmentTable, State
 from storage.store import Failure, Store
 
 CHUNK_BYTES = 1 << 20
@@ -89,7 +89,10 @@ class MetaWriter:
         await self._write()
         if segment is not None:
             segment.state = State.SEALED
-        self.segment = await self._table.allocate()
+        try:
+            self.segment = await self._table.allocate()
+        except MemberFailedError as failed:
+            raise MetaWriteError([Failure(failed.member, failed)]) from failed
         self.offset = 0
         return self.segment
 

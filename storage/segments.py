@@ -46,6 +46,14 @@ ROW = np.dtype(
 assert ROW.itemsize == 56
 
 
+class MemberFailedError(DeviceError):
+    """A member failed while a segment was taken on it; go on without that member."""
+
+    def __init__(self, member: Member, error: DeviceError):
+        super().__init__(f"cannot take a segment on it: member={member.name}: {error}")
+        self.member = member
+
+
 class Segment:
     """One segment. `places` lists (member, device offset), those in sync first."""
 
@@ -136,6 +144,7 @@ class SegmentTable:
 
         Raises:
             NoSpaceError: too few members have a free slot.
+            MemberFailedError: a member has, but fails.
         """
         while True:
             chosen = self._choose()
@@ -149,6 +158,9 @@ class SegmentTable:
                 member.full_below = True
                 self.give_back(copies)
                 continue
+            except DeviceError as error:
+                self.give_back(copies)
+                raise MemberFailedError(member, error) from error
             except BaseException:
                 self.give_back(copies)
                 raise

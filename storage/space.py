@@ -87,7 +87,7 @@ class SpaceBudget:
 
     def held(self, buffer: WriteBuffer) -> None:
         """A buffer was opened."""
-        self._memory_held += len(buffer.data)
+        self._memory_held += buffer.memory_bytes
         self._outstanding += self._worst(buffer.capacity)
 
     def written(self, buffer: WriteBuffer) -> None:
@@ -100,6 +100,6 @@ class SpaceBudget:
 
     def released(self, buffer: WriteBuffer) -> None:
         """It is durable, or was empty: its memory is given back."""
-        self._memory_held -= len(buffer.data)
+        self._memory_held -= buffer.memory_bytes
         if buffer.empty:
             self._outstanding -= self._worst(buffer.capacity)

@@ -51,7 +51,7 @@ class Resync:
         await member.flush()
         member.stale_since = None
         self.table.relocate_all()
-        await self.roster.publish()
+        await self.roster.publish(last=member)
         log.warning("member is in sync again: member=%s segments=%d", member.name, len(missed))
 
     async def _copy(

@@ -60,10 +60,17 @@ class Roster:
         member.stale_since = since
         self.on_change()
 
-    async def publish(self, change: Callable[[Superblock], Superblock] = _unchanged) -> None:
+    async def publish(
+        self,
+        change: Callable[[Superblock], Superblock] = _unchanged,
+        *,
+        last: Member | None = None,
+    ) -> None:
         """Write a new superblock to every member in sync, and flush it.
 
-        `change` gets the newest one and returns what is to be written.
+        `change` gets the newest one and returns what is to be written. `last` is a member that
+        comes back: it gets its own only when all others call it in sync. Else a power cut
+        could leave it newer than those that call it stale, which looks like a split pool.
 
         Raises:
             PoolError: no member took it.
@@ -74,7 +81,9 @@ class Roster:
                 sb = replace(sb, sequence=self.superblock.sequence + 1)
                 self.superblock = sb
                 members = self.in_sync()
-                failures = await self._write_all(members, sb)
+                failures = await self._write_all([m for m in members if m is not last], sb)
+                if last in members and not failures:
+                    failures = await self._write_all([last], sb)
                 if not failures:
                     return
                 if len(failures) == len(members):

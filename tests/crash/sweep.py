@@ -98,9 +98,10 @@ class Sweep:
         world = world.reboot(outcome=coin.randrange(1000))
         assert not recover(world, self.shape, history)
         world = world.reboot()
-        live(world, partial(_check, world, self.shape))
+        live(world, partial(find_no_damage, world, self.shape))
 
 
-async def _check(world: SimulatedWorld, shape: Shape) -> None:
+async def find_no_damage(world: SimulatedWorld, shape: Shape) -> None:
+    """The offline check of a stopped pool, over every copy, finds nothing."""
     report = await check_pool(members(world, shape))
     assert not report.damage, f"a check finds damage: {report.damage[:5]}"

@@ -33,8 +33,10 @@ from tests.crash.harness import (
     members,
     new_world,
     opened,
+    recover,
 )
 from tests.crash.model import History
+from tests.crash.sweep import find_no_damage
 from tests.crash.workload import Workload, sessions
 
 BROKEN = 1
@@ -97,6 +99,26 @@ def test_a_member_that_failed_is_recorded_stale_and_not_needed(seed: int) -> Non
     run(good, left, history.copy())
     everyone = world.reboot(outcome=1)
     run(everyone, members(everyone, TWO_OF_THREE), history.copy())
+
+
+@pytest.mark.parametrize("seed", range(1, 4))
+def test_a_power_cut_while_a_stale_member_comes_back(seed: int) -> None:
+    """Goal: a member that is brought level again counts only once it holds everything.
+
+    Method: cut at operation 1, 2, 3... of an opening with the stale member attached; open
+    again, stop cleanly, and check every copy on every member.
+    """
+    stale, history, _ = world_with_a_stale_member(seed)
+    cut_at = 1
+    was_cut = True
+    while was_cut:
+        world = stale.reboot(cut_at)
+        known = history.copy()
+        was_cut = recover(world, TWO_OF_THREE, known)
+        world = world.reboot(outcome=cut_at)
+        assert not recover(world, TWO_OF_THREE, known), f"{cut_at=}"
+        live(world, partial(find_no_damage, world, TWO_OF_THREE))
+        cut_at += 1
 
 
 @pytest.mark.parametrize("kept", [[0], [2], [1], [0, 1], [1, 2]], ids=str)

@@ -8,6 +8,7 @@ the checkpoint, whole commits on every copy. All copies are read, not just the f
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -289,11 +290,12 @@ async def _bad_extents(  # type: ignore[no-untyped-def]
 
 
 async def _check_log(check: _Check) -> None:
-    async for found in opening.replay(check.opened, level=False):
-        check.commits += 1
-        await _check_commit(check, found)
-        if check.commits % 64 == 0:
-            check.progress("commits", check.commits, check.commits)
+    async with aclosing(opening.replay(check.opened, level=False)) as commits:
+        async for found in commits:
+            check.commits += 1
+            await _check_commit(check, found)
+            if check.commits % 64 == 0:
+                check.progress("commits", check.commits, check.commits)
 
 
 async def _check_commit(check: _Check, found: Found) -> None:

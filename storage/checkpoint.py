@@ -86,6 +86,8 @@ class Checkpointer:
         self._meta = meta
         self._durable = durable
         self._lock = trio.Lock()
+        self._published = False
+        """Superblocks of the attempt under way may be on members already."""
 
     async def run(
         self, position_now: Callable[[], LogPosition], *, clean: bool = False
@@ -100,19 +102,20 @@ class Checkpointer:
             for attempt in range(ATTEMPTS_MAX):
                 frozen = self._freeze(position_now())
                 self._meta.commit = frozen.position.commit
+                self._published = False
                 try:
                     return await self._attempt(frozen, clean)
                 except MetaWriteError as error:
                     self._give_up(error, attempt, position_now().commit)
                 except BaseException:
                     self._map.thaw()
-                    self._meta.abandon()
+                    self._meta.abandon(maybe_named=self._published)
                     raise
             raise DeviceError("checkpoint failed again and again; see the log")
 
     def _give_up(self, error: MetaWriteError, attempt: int, durable: int) -> None:
         self._map.thaw()
-        self._meta.abandon()
+        self._meta.abandon(maybe_named=False)
         log.warning("checkpoint attempt %d failed: %s", attempt + 1, error)
         if error.failures and only_full(error.failures):
             raise NoSpaceError("no space for metadata below a member") from error
@@ -139,6 +142,7 @@ class Checkpointer:
         freed = self._dead_segments(frozen)
         pointer = await self._write_root(frozen, freed)
         await self._flush(frozen)
+        self._published = True
         await self._roster.publish(lambda sb: _with_root(sb, pointer, frozen.position, clean))
         return self._settle(frozen, freed)
 
@@ -276,6 +280,7 @@ class Checkpointer:
     def _settle(self, frozen: Frozen, freed: list[Segment]) -> list[int]:
         self.number += 1
         self.position = frozen.position
+        self._meta.keep()
         by_number = {layer.number: layer for layer in frozen.layers}
         for (layer_number, chunk_number), chunk in frozen.chunks.items():
             directory = by_number[layer_number].directory

@@ -23,9 +23,10 @@ RECORDS_MAX = 4096
 
 
 class Target(Protocol):
-    """What is written to: its head layer may change whenever the writer waits."""
+    """What is written to: its head layer may change, or it may close, while a writer waits."""
 
     layer: Layer
+    closed: bool
 
 
 class Intake:
@@ -85,6 +86,7 @@ class Intake:
         view = memoryview(data)
         done = 0
         while done < count:
+            _refuse_closed(target)
             n = min(self._fits(), count - done)
             if n:
                 piece = view[done << BLOCK_SHIFT : (done + n) << BLOCK_SHIFT]
@@ -111,6 +113,7 @@ class Intake:
             if buffer is not None:
                 break
             await self._wait_for_room()
+            _refuse_closed(target)
         self._join(buffer, target.layer).put_zeroes(first, end)
         buffer.records += 1
         if buffer.records >= RECORDS_MAX:
@@ -223,3 +226,8 @@ class Intake:
         """Wake whoever waits for memory, space or durability to look again."""
         self._pulse.set()
         self._pulse = trio.Event()
+
+
+def _refuse_closed(target: Target) -> None:
+    if target.closed:
+        raise ClosedError("the volume was closed while a write to it waited")

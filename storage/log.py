@@ -270,7 +270,10 @@ class Log:
             self._roster.fail(failure.member, self.durable.commit, failure.error)
         segment = await self._take_segment()
         jump = Jump(self.durable.commit, self.durable.checksum, segment.number, segment.copies)
-        await self._roster.publish(lambda sb: replace(sb, jumps=with_jump(sb.jumps, jump)))
+        durable = self.durable.commit
+        await self._roster.publish(
+            lambda sb: replace(sb, jumps=with_jump(sb.jumps, jump), durable_commit=durable)
+        )
         log.warning(
             "log goes on elsewhere: after_commit=%d segment=%d", jump.after_commit, segment.number
         )

@@ -42,12 +42,16 @@ class MetaWriter:
         self._table = table
         self._align = align
         self._chunk = bytearray()
+        self._begun: list[Segment] = []
+        """Segments begun since `keep`."""
+        self._kept: tuple[Segment | None, int] = (None, 0)
 
     def go_on(self, segment: int, offset: int) -> None:
         """Continue behind the last checkpoint, in its segment."""
         self.segment = self._table[segment]
         self.segment.state = State.OPEN
         self.offset = offset
+        self.keep()
 
     async def append(self, data: bytes) -> tuple[int, int]:
         """Store one piece of at most 64 KiB; returns its entry words.
@@ -114,9 +118,27 @@ class MetaWriter:
         """Write what is left; afterwards a flush makes everything durable."""
         await self._write()
 
-    def abandon(self) -> None:
-        """After a failure: what was written is never named; go on behind it."""
+    def keep(self) -> None:
+        """What was written is named by superblocks now."""
+        self._kept = (self.segment, self.offset)
+        self._begun = []
+
+    def abandon(self, *, maybe_named: bool) -> None:
+        """Forget what was written since `keep`: nothing names it, and its space is free again.
+
+        `maybe_named`: superblocks may have been written; then it stays until a later
+        checkpoint finds it dead.
+        """
         self._chunk = bytearray()
-        if self.segment is not None:
-            self.segment.state = State.SEALED
-            self.segment = None
+        if maybe_named:
+            if self.segment is not None:
+                self.segment.state = State.SEALED
+            self.segment, self.offset = None, 0
+            self._kept = (None, 0)
+        else:
+            for segment in self._begun:
+                self._table.forget(segment)
+            self.segment, self.offset = self._kept
+            if self.segment is not None:
+                self.segment.state = State.OPEN
+        self._begun = []

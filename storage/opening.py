@@ -7,7 +7,8 @@ Only then is anything served.
 """
 
 import logging
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -254,8 +255,9 @@ async def load_directories(made: Root, store: Store, blockmap: BlockMap) -> None
 async def load(roster: Roster, members: list[Member | None], cache_bytes: int) -> Opened:
     """Load the newest checkpoint, replay the log behind it, and bring its copies level."""
     opened = await load_checkpoint(roster, members, cache_bytes)
-    async for _ in replay(opened):
-        pass
+    async with aclosing(replay(opened)) as commits:
+        async for _ in commits:
+            pass
     return opened
 
 
@@ -299,7 +301,7 @@ def _end_of(sb: Superblock) -> tuple[int, int]:
     return sb.root.a >> 25, -(-offset // sb.commit_align) * sb.commit_align
 
 
-async def replay(opened: Opened, *, level: bool = True) -> AsyncIterator[Found]:
+async def replay(opened: Opened, *, level: bool = True) -> AsyncGenerator[Found, None]:
     """Apply the log behind the checkpoint, and yield each commit after that.
 
     With `level`, copies of commits that nobody knows to be durable are made alike (R3).
@@ -308,13 +310,14 @@ async def replay(opened: Opened, *, level: bool = True) -> AsyncIterator[Found]:
     # The log only ever leaves a segment behind a commit that is durable.
     durable = max(sb.durable_commit, *(jump.after_commit for jump in sb.jumps), 0)
     walk = Replay(opened.table, sb.pool_uuid, sb.jumps, opened.position, durable, level=level)
-    async for found in walk.commits_in_order():
-        opened.blockmap.apply(found.records)
-        for operation in found.records.operations:
-            opened.catalogue.apply(decode(operation))
-            make_layers(opened.catalogue, opened.blockmap)
-            detach_dying(opened.catalogue, opened.blockmap)
-        yield found
+    async with aclosing(walk.commits_in_order()) as commits:
+        async for found in commits:
+            opened.blockmap.apply(found.records)
+            for operation in found.records.operations:
+                opened.catalogue.apply(decode(operation))
+                make_layers(opened.catalogue, opened.blockmap)
+                detach_dying(opened.catalogue, opened.blockmap)
+            yield found
     opened.position = walk.end
     opened.replayed = walk.commits
 

@@ -110,7 +110,10 @@ async def open_pool(
             yield pool
         except Exception as error:
             failure = error  # raised again below, outside the nursery, which would wrap it
-        await pool._close()
+        try:
+            await pool._close()
+        except DeviceError as error:
+            failure = failure or error
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
@@ -258,7 +261,12 @@ class Pool:
         self._live.apply(operation)
         make_layers(self._live, self.blockmap)
         self._volumes.applied(operation)
-        await self._log.intake.wait(buffer)
+        try:
+            await self._log.intake.wait(buffer)
+        except NoSpaceError as error:
+            raise NoSpaceError(
+                f"no room to log it yet, it is carried out as soon as there is: {error}"
+            ) from error
 
     def _on_durable(self, written: Written) -> None:
         self.blockmap.apply(written.records)
@@ -385,4 +393,7 @@ class Pool:
             log.error("writes that were never flushed are lost for lack of space: %s", error)
             self._log.die(error)
             return
-        await self._run_checkpoint(clean=True)
+        try:
+            await self._run_checkpoint(clean=True)
+        except NoSpaceError as error:
+            log.warning("stopped without a checkpoint, the log is replayed next time: %s", error)

@@ -7,7 +7,7 @@ whole; the first that is not ends the log, whatever lies behind it.
 """
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
@@ -53,7 +53,7 @@ class Replay:
     """Write whole commits over torn copies of them."""
     _window: tuple[int, int, memoryview] = field(default=(0, 0, memoryview(b"")))
 
-    async def commits_in_order(self) -> AsyncIterator[Found]:
+    async def commits_in_order(self) -> AsyncGenerator[Found, None]:
         """Yield every commit that counts; the caller applies it before it asks for the next.
 
         Raises:

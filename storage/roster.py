@@ -17,6 +17,9 @@ from storage.superblock import MemberRow, Superblock
 
 log = logging.getLogger("cenote.storage")
 
+ATTEMPTS_MAX = 3
+"""Superblock writes that fail on every member; a transient error does not stop the pool."""
+
 
 def _unchanged(sb: Superblock) -> Superblock:
     return sb
@@ -75,6 +78,7 @@ class Roster:
         Raises:
             PoolError: no member took it.
         """
+        attempts = 0
         async with self._lock:
             while True:
                 sb = replace(change(self.superblock), members=self.rows())
@@ -87,7 +91,11 @@ class Roster:
                 if not failures:
                     return
                 if len(failures) == len(members):
-                    raise PoolError(f"no member takes a superblock: {failures[0][1]}")
+                    # Written again whole, to the next place of the ring: no flush is retried.
+                    attempts += 1
+                    if attempts == ATTEMPTS_MAX:
+                        raise PoolError(f"no member takes a superblock: {failures[0][1]}")
+                    continue
                 for member, error in failures:
                     self.fail(member, sb.durable_commit, error)
 

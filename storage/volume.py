@@ -4,7 +4,8 @@ Whole blocks go straight to the log. A partial block is read, merged and written
 is under way, other writes to the block wait, so none is lost.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import trio
 from typing_extensions import Buffer
@@ -29,8 +30,29 @@ class VolumeState:
         self.layer = layer
         self.size_bytes = size_bytes
         self.handles = 0
-        self.merging: dict[int, trio.Event] = {}
-        """Blocks that are being read and merged; other writes to them wait for the event."""
+        self.closed = False
+        """The last handle is gone: a write that still waits must not go on, as the layer may
+        be dropped by now."""
+        self.busy: list[tuple[int, int, trio.Event]] = []
+        """[first, end) blocks of writes that are under way and may suspend, each with what ends
+        them; others to the same blocks wait, so that none is lost under a merge."""
+
+    def overlap(self, first: int, end: int) -> trio.Event | None:
+        """The end of some write under way to these blocks, or None."""
+        return next((e for start, stop, e in self.busy if start < end and first < stop), None)
+
+    @asynccontextmanager
+    async def writing(self, first: int, end: int) -> AsyncIterator[None]:
+        """Have the blocks to oneself, after those who came before."""
+        while (event := self.overlap(first, end)) is not None:
+            await event.wait()
+        mine = (first, end, trio.Event())
+        self.busy.append(mine)
+        try:
+            yield
+        finally:
+            self.busy.remove(mine)
+            mine[2].set()
 
 
 class Volume(BlockDevice):
@@ -99,7 +121,7 @@ class Volume(BlockDevice):
             return False
         state = self._state
         block, count = offset >> BLOCK_SHIFT, length >> BLOCK_SHIFT
-        if state.merging and self._merge_in(block, count) is not None:
+        if state.busy and state.overlap(block, block + count) is not None:
             return False
         return self._intake.try_put(state.layer, block, count, data)
 
@@ -113,8 +135,8 @@ class Volume(BlockDevice):
         whole = len(view) - head & ~BLOCK_MASK
         if whole:
             block, count = offset + head >> BLOCK_SHIFT, whole >> BLOCK_SHIFT
-            await self._wait_for_merges(block, count)
-            await self._intake.put(self._state, block, count, view[head : head + whole])
+            async with self._state.writing(block, block + count):
+                await self._intake.put(self._state, block, count, view[head : head + whole])
         if tail := len(view) - head - whole:
             await self._merge(offset + head + whole, view[len(view) - tail :])
         if fua:
@@ -135,8 +157,8 @@ class Volume(BlockDevice):
         else:
             if offset < first << BLOCK_SHIFT:
                 await self._merge_zeroes(offset, (first << BLOCK_SHIFT) - offset)
-            await self._wait_for_merges(first, last - first)
-            await self._intake.put_zeroes(self._state, first, last)
+            async with self._state.writing(first, last):
+                await self._intake.put_zeroes(self._state, first, last)
             if end > last << BLOCK_SHIFT:
                 await self._merge_zeroes(last << BLOCK_SHIFT, end - (last << BLOCK_SHIFT))
         if fua:
@@ -147,8 +169,8 @@ class Volume(BlockDevice):
         self._check_write(offset, length)
         first, last = -(-offset >> BLOCK_SHIFT), offset + length >> BLOCK_SHIFT
         if first < last:
-            await self._wait_for_merges(first, last - first)
-            await self._intake.put_zeroes(self._state, first, last)
+            async with self._state.writing(first, last):
+                await self._intake.put_zeroes(self._state, first, last)
         if fua:
             await self._intake.flush()
 
@@ -160,14 +182,6 @@ class Volume(BlockDevice):
 
     # -- partial blocks
 
-    def _merge_in(self, block: int, count: int) -> trio.Event | None:
-        merging = self._state.merging
-        return next((event for b, event in merging.items() if block <= b < block + count), None)
-
-    async def _wait_for_merges(self, block: int, count: int) -> None:
-        while (event := self._merge_in(block, count)) is not None:
-            await event.wait()
-
     async def _merge_zeroes(self, offset: int, length: int) -> None:
         while length:
             step = min(length, BLOCK_BYTES - (offset & BLOCK_MASK))
@@ -178,18 +192,13 @@ class Volume(BlockDevice):
     async def _merge(self, offset: int, data: Buffer) -> None:
         """Write part of one block. Cancelled, the block has its old or new content."""
         block = offset >> BLOCK_SHIFT
-        await self._wait_for_merges(block, 1)
         state = self._state
-        event = state.merging[block] = trio.Event()
-        try:
+        async with state.writing(block, block + 1):
             merged = bytearray(memoryview(await self._reader.read(state.layer, block, 1)))
             within = offset & BLOCK_MASK
             view = memoryview(data)
             merged[within : within + len(view)] = view
             await self._intake.put(state, block, 1, merged)
-        finally:
-            del state.merging[block]
-            event.set()
 
     # -- life
 
@@ -209,6 +218,7 @@ class Volume(BlockDevice):
         if not self._closed:
             self._closed = True
             self._state.handles -= 1
+            self._state.closed = not self._state.handles
             self._on_close()
 
 

@@ -32,8 +32,7 @@ from storage import commit
 from storage.commit import LayerExtents, Records
 from storage.entry import RAW, SEGMENT_SHIFT
 from storage.pool import (
-    CHECKPOINT_COMMITS,
-    CHECKPOINT_RECORDS,
+    REPLAY_COST_MAX,
     MemberDevice,
     Pool,
     PoolSettings,
@@ -41,6 +40,7 @@ from storage.pool import (
     open_pool,
 )
 from storage.segments import State
+from storage.settings import CHECKPOINT_COMMITS, CHECKPOINT_RECORDS
 
 BLOCK_BYTES = 4096
 BATCH_BLOCKS = 1 << 20
@@ -61,10 +61,14 @@ class Tail:
     blocks_per_commit: int
 
 
+COMMITS_MAX = REPLAY_COST_MAX * CHECKPOINT_COMMITS
+RECORDS_MAX = REPLAY_COST_MAX * CHECKPOINT_RECORDS
+"""Where writers wait for the checkpoint under way; records and commits count together."""
+
 TAILS = (
-    Tail("kill, most commits", CHECKPOINT_COMMITS, 1),
-    Tail("kill, most records", -(-CHECKPOINT_RECORDS // 1024), 1024),
-    Tail("kill, most of both", CHECKPOINT_COMMITS, -(-CHECKPOINT_RECORDS // CHECKPOINT_COMMITS)),
+    Tail("kill, most commits", COMMITS_MAX, 1),
+    Tail("kill, most records", -(-RECORDS_MAX // 1024), 1024),
+    Tail("kill, half of both", COMMITS_MAX // 2, -(-RECORDS_MAX // COMMITS_MAX)),
 )
 
 

@@ -207,6 +207,30 @@ class BlockMap:
         for extents in records.extents:
             self._apply_extents(self._layer(extents.layer), extents)
 
+    def apply_all(self, batch: list[Records]) -> None:
+        """Take many durable commits in order; replay does so at a fraction of the cost.
+
+        Extents of one layer are taken together as long as no zero range comes between.
+        """
+        together: dict[int, list[LayerExtents]] = {}
+        for records in batch:
+            if records.zeroes:
+                self._apply_together(together)
+                self.apply(records)
+                continue
+            for extents in records.extents:
+                together.setdefault(extents.layer, []).append(extents)
+        self._apply_together(together)
+
+    def _apply_together(self, together: dict[int, list[LayerExtents]]) -> None:
+        for number, parts in together.items():
+            columns = [
+                np.concatenate([getattr(part, name) for part in parts])
+                for name in ("blocks", "a", "b", "hash_tops")
+            ]
+            self._apply_extents(self._layer(number), LayerExtents(number, *columns))
+        together.clear()
+
     def _layer(self, number: int) -> Layer:
         layer = self.layers.get(number)
         if layer is None:

@@ -112,6 +112,9 @@ def live_by_segment(a: Words, b: Words) -> dict[int, int]:
     stored = (a & np.uint64(KIND_MASK)) >= np.uint64(RAW)
     if not stored.any():
         return {}
-    numbers, inverse = np.unique(segments_of(a[stored]), return_inverse=True)
-    sums = np.bincount(inverse.ravel(), weights=shares_of(a[stored], b[stored]))
+    segments, shares = segments_of(a[stored]), shares_of(a[stored], b[stored])
+    if segments.min() == segments.max():  # the usual case, and much cheaper
+        return {int(segments[0]): int(shares.sum())}
+    numbers, inverse = np.unique(segments, return_inverse=True)
+    sums = np.bincount(inverse.ravel(), weights=shares)
     return {int(n): int(s) for n, s in zip(numbers, sums, strict=True)}

@@ -17,6 +17,7 @@ from storage import pageblob, root
 from storage.blockmap import BlockMap
 from storage.catalogue import Catalogue, decode
 from storage.codec import digest_of
+from storage.commit import Records
 from storage.environment import Environment
 from storage.errors import (
     DamagedError,
@@ -38,6 +39,10 @@ from storage.store import Store
 from storage.superblock import Jump, MemberRow, Superblock
 
 log = logging.getLogger("cenote.storage")
+
+BATCH_COMMITS = 256
+"""Applied together in replay: pages are touched once for all of them. Their records are held
+in memory meanwhile, a few MiB."""
 
 Offered = list[tuple[MemberDevice, Superblock]]
 
@@ -302,7 +307,7 @@ def _end_of(sb: Superblock) -> tuple[int, int]:
 
 
 async def replay(opened: Opened, *, level: bool = True) -> AsyncGenerator[Found, None]:
-    """Apply the log behind the checkpoint, and yield each commit after that.
+    """Apply the log behind the checkpoint, many commits at once, and yield each commit.
 
     With `level`, copies of commits that nobody knows to be durable are made alike (R3).
     """
@@ -310,16 +315,27 @@ async def replay(opened: Opened, *, level: bool = True) -> AsyncGenerator[Found,
     # The log only ever leaves a segment behind a commit that is durable.
     durable = max(sb.durable_commit, *(jump.after_commit for jump in sb.jumps), 0)
     walk = Replay(opened.table, sb.pool_uuid, sb.jumps, opened.position, durable, level=level)
+    batch: list[Records] = []
     async with aclosing(walk.commits_in_order()) as commits:
         async for found in commits:
-            opened.blockmap.apply(found.records)
-            for operation in found.records.operations:
-                opened.catalogue.apply(decode(operation))
-                make_layers(opened.catalogue, opened.blockmap)
-                detach_dying(opened.catalogue, opened.blockmap)
+            batch.append(found.records)
+            if found.records.operations or len(batch) >= BATCH_COMMITS:
+                _apply(opened, batch)
             yield found
+    _apply(opened, batch)
     opened.position = walk.end
     opened.replayed = walk.commits
+
+
+def _apply(opened: Opened, batch: list[Records]) -> None:
+    """Apply commits of which at most the last has operations; they come behind its writes."""
+    opened.blockmap.apply_all(batch)
+    for records in batch:
+        for operation in records.operations:
+            opened.catalogue.apply(decode(operation))
+            make_layers(opened.catalogue, opened.blockmap)
+            detach_dying(opened.catalogue, opened.blockmap)
+    batch.clear()
 
 
 async def begin(opened: Opened, *, was_clean: bool) -> None:

@@ -12,7 +12,6 @@ returns when that commit is durable. Between two `await`s everything here is ato
 import logging
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from uuid import UUID
 
 import trio
@@ -33,6 +32,7 @@ from storage.opening import Opened, detach_dying, make_layers
 from storage.reader import ExtentCache, Reader
 from storage.report import pool_info, snapshot_info, volume_info
 from storage.resync import Resync
+from storage.settings import PoolSettings
 from storage.space import SpaceBudget
 from storage.volume import Volume
 from storage.volumes import Volumes
@@ -41,29 +41,15 @@ __all__ = ["MemberDevice", "Pool", "PoolSettings", "create_pool", "open_pool", "
 
 log = logging.getLogger("cenote.storage")
 
-CHECKPOINT_RECORDS = 1_000_000
-"""Replay takes about 1 s for these; half of the map's writing is saved by each doubling."""
-CHECKPOINT_COMMITS = 16_384
-"""Small commits cost replay about 60 us each."""
-RECORDS_AHEAD_MAX = 2 * CHECKPOINT_RECORDS
-"""Writers wait when the checkpoint under way is that far behind: the bound on replay (R20)."""
+REPLAY_COST_MAX = 2
+"""Writers wait when the log behind the last checkpoint would cost twice what makes one due: the
+bound on replay (R20)."""
 JUMPS_SETTLED_AT = 8
 """So many failures or crashes without a checkpoint: one is written before anything is served."""
 
 
-@dataclass(frozen=True)
-class PoolSettings:
-    """What may be tuned; nothing has to be. Sizes in bytes, times in seconds."""
-
-    page_cache_bytes: int = 256 << 20
-    extent_cache_bytes: int = 64 << 20
-    buffer_bytes: int = 64 << 20
-    """Memory for writes that are not durable yet."""
-    flush_interval_s: float = 1.0
-    """Writes nobody flushed are committed after this time."""
-    checkpoint_interval_s: float = 60.0
-    checkpoint_records: int = CHECKPOINT_RECORDS
-    checkpoint_commits: int = CHECKPOINT_COMMITS
+_DEFAULTS = PoolSettings()
+_REAL_WORLD = Environment()
 
 
 async def probe_member(device: BlockDevice) -> UUID | None:
@@ -80,8 +66,8 @@ async def probe_member(device: BlockDevice) -> UUID | None:
 async def open_pool(
     members: Sequence[MemberDevice],
     *,
-    settings: PoolSettings = PoolSettings(),
-    env: Environment = Environment(),  # noqa: B008  frozen
+    settings: PoolSettings = _DEFAULTS,
+    env: Environment = _REAL_WORLD,
     without: Collection[UUID] = (),
 ) -> AsyncIterator["Pool"]:
     """Open a pool, recovering it if need be; leaving the context checkpoints and closes it.
@@ -276,6 +262,8 @@ class Pool:
         if written.buffer is not None:
             for number, part in written.buffer.layers.items():
                 self.blockmap.layers[number].overlays.remove(part)
+        if self._replay_cost() >= REPLAY_COST_MAX:
+            self.space.paused = True
 
     def _members_changed(self) -> None:
         self.table.relocate_all()
@@ -312,13 +300,18 @@ class Pool:
             self._checkpointer.number, self._checkpointed_commit, trio.current_time() - started,
         )  # fmt: skip
 
+    def _replay_cost(self) -> float:
+        """What a crash now would cost the next opening; records and commits count together."""
+        commits = self._log.commits - self._commits_at_checkpoint
+        records = self.blockmap.records_pending / self._settings.checkpoint_records
+        return records + commits / self._settings.checkpoint_commits
+
     def _checkpoint_is_due(self) -> bool:
         settings = self._settings
         commits = self._log.commits - self._commits_at_checkpoint
         age = trio.current_time() - self._checkpointed_at
         return (
-            self.blockmap.records_pending >= settings.checkpoint_records
-            or commits >= settings.checkpoint_commits
+            self._replay_cost() >= 1
             or self._checkpointer.dying_left
             or (commits > 0 and age >= settings.checkpoint_interval_s)
             or (bool(self._checkpointer.cooling) and age >= settings.checkpoint_interval_s)
@@ -335,8 +328,6 @@ class Pool:
             while True:
                 await trio.sleep(interval)
                 self._log.intake.nudge(interval)
-                if self.blockmap.records_pending >= RECORDS_AHEAD_MAX:
-                    self.space.paused = True
                 if self._log.intake.failure is not None:
                     self.failed.set()
 

@@ -1,6 +1,6 @@
 """Writes FORMAT.md from the docstrings that define the bytes, so that the two cannot differ.
 
-    python -m tools.format_md        write it
+python -m tools.format_md        write it
 """
 
 import inspect

@@ -80,9 +80,7 @@ def serve_command(
     context: typer.Context,
     config: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="CONFIG", help="TOML file; see pool-configs/.", show_default=False
-        ),
+        typer.Argument(metavar="CONFIG", help="TOML file; see pool-configs/.", show_default=False),
     ] = None,
     without: Annotated[
         list[str] | None,

@@ -23,6 +23,7 @@ from storage.errors import (
     DamagedError,
     FencedError,
     ForeignMemberError,
+    FormatVersionError,
     MissingMemberError,
     NotAMemberError,
     PoolError,
@@ -158,8 +159,13 @@ async def take(newest: Superblock, members: list[Member | None], env: Environmen
 
     Raises:
         FencedError: somebody else took it at the same time.
+        FormatVersionError: it has a feature that this version can read but not write (R19).
         PoolError: no member is in sync.
     """
+    if newest.read_only:
+        raise FormatVersionError(
+            "the pool uses a feature that this cenote can check but not write: upgrade"
+        )
     rows: list[MemberRow] = [
         replace(row, stale_since=newest.durable_commit)
         if member is None and row.stale_since is None

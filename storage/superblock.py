@@ -10,7 +10,7 @@ Format version 1, 16 KiB, little-endian; offsets and sizes in bytes.
         20     2  member_index     u16, which row of the member table this device is
         22     2  jump_count       u16, log continuations in use
         24     8  incompatible     feature bits; an unknown one refuses to open
-        32     8  read_compatible  feature bits; an unknown one opens read-only
+        32     8  read_compatible  feature bits; with an unknown one only reading is safe
         40     8  compatible       feature bits; unknown ones are ignored
         48    16  pool_uuid        the pool
         64    16  holder           random id of the daemon that took this epoch

@@ -1,12 +1,22 @@
 """Snapshots, clones and rollback over the layered map."""
 
 import random
+import struct
 
 import pytest
 import trio
 
 from blockdev.errors import ReadOnlyError
-from storage.errors import ExistsError, InUseError, InvalidArgumentError, NotFoundError
+from storage import superblock
+from storage.codec import digest_of
+from storage.errors import (
+    ExistsError,
+    FormatVersionError,
+    InUseError,
+    InvalidArgumentError,
+    NotFoundError,
+)
+from storage.member import closing_offset
 from storage.pool import Pool, PoolSettings
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, read, write
 
@@ -205,3 +215,22 @@ async def test_an_evicted_page_changes_nothing() -> None:
             assert bytes(await device.read(at, BLOCK)) == data
         await device.close()
     await assert_clean(members)
+
+
+async def test_a_pool_with_a_feature_it_cannot_write_can_be_checked_but_not_served() -> None:
+    """Rule R19."""
+    members = await new_members()
+    device = members[0].device
+    for slot in range(superblock.RING_SLOTS + 1):
+        place = slot * superblock.SUPERBLOCK_BYTES
+        if slot == superblock.RING_SLOTS:
+            place = closing_offset(device.size_bytes)
+        data = bytearray(memoryview(await device.read(place, superblock.SUPERBLOCK_BYTES)))
+        if data[:8] == superblock.MAGIC:
+            struct.pack_into("<Q", data, 32, 1)
+            struct.pack_into("<Q", data, 8, digest_of(memoryview(data)[16:]))
+            await device.write(place, data)
+    await assert_clean(members)
+    with pytest.raises(FormatVersionError, match="upgrade"):
+        async with opened(members):
+            pass

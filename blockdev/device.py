@@ -17,11 +17,15 @@ call; no task, lock or checkpoint.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from typing_extensions import Buffer
 
-from blockdev.errors import OutOfRangeError
+from blockdev.errors import OutOfRangeError, UnsupportedError
+
+EXTENTS_MAX = 64 << 10
+"""Most extents of one answer: a list of some MiB, made in some 10 ms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,18 @@ class BlockDevice(ABC):
 
     @abstractmethod
     async def read(self, offset: int, length: int) -> Buffer:
-        """Return exactly `length` bytes; the caller must not change them.
+        """Return exactly `length` bytes, which `len` counts; the caller must not change them.
 
         Raises:
             OutOfRangeError: the range passes `size_bytes`.
             DeviceError: the device failed; no bytes are returned.
         """
+
+    async def read_medium(self, offset: int, length: int) -> Buffer:
+        """As `read`, but from the medium itself where a device can tell it from a cache above it,
+        and without leaving a trace in that cache: to find out what is really there.
+        """
+        return await self.read(offset, length)
 
     @abstractmethod
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
@@ -69,10 +79,19 @@ class BlockDevice(ABC):
 
     @abstractmethod
     async def write_zeroes(
-        self, offset: int, length: int, *, fua: bool = False, no_hole: bool = False
+        self,
+        offset: int,
+        length: int,
+        *,
+        fua: bool = False,
+        no_hole: bool = False,
+        fast: bool = False,
     ) -> None:
         """Make the range read as zeroes; with `no_hole`, later writes to it need no new space
         where the device can promise that. Raises as `write`.
+
+        Raises:
+            UnsupportedError: with `fast`: it would take as long as writing; nothing changed.
         """
 
     @abstractmethod
@@ -91,9 +110,33 @@ class BlockDevice(ABC):
         """
 
     async def extents(self, offset: int, length: int) -> list[Extent]:
-        """Describe the range, in order, covering it exactly; everything is data by default."""
+        """Describe the beginning of the range, in order: at least one extent, at most
+        `EXTENTS_MAX`, none past the range. It stops early where going on would take long; ask
+        again from there. Everything is data by default.
+        """
         check_range(self, offset, length)
         return [Extent(length, hole=False, zero=False)] if length else []
+
+    @property
+    def contexts(self) -> Collection[str]:
+        """What else `status` tells of ranges: metadata contexts by the names that NBD gives them,
+        `namespace:name`; none by default.
+        """
+        return ()
+
+    async def status(self, context: str, offset: int, length: int) -> list[tuple[int, int]]:
+        """Return length and state, of 32 bits, of the first runs of a range in one of `contexts`:
+        at least one unless the range is empty. It stops early as `extents` does; the last may pass
+        the end of the range. What a state means is up to the context.
+
+        Raises:
+            UnsupportedError: there is no such context.
+        """
+        raise UnsupportedError(f"no such metadata context: context={context!r}")
+
+    async def cache(self, offset: int, length: int) -> None:
+        """Say that the range is read soon. A device may do nothing, and does no harm."""
+        check_range(self, offset, length)
 
     async def allocate(self, offset: int, length: int) -> None:
         """Reserve space below for the range, contents unchanged; a device that has none to
@@ -103,6 +146,15 @@ class BlockDevice(ABC):
             NoSpaceError: the file system below is full.
         """
 
+    async def measure(self) -> int:
+        """Look again how large the device is: a file or disk may have become larger while it was
+        open. Returns `size_bytes`, which never falls.
+
+        Raises:
+            DeviceError: it cannot be told.
+        """
+        return self.size_bytes
+
     @abstractmethod
     async def close(self) -> None:
         """Release the device; does not flush. Closing twice is harmless."""
@@ -111,6 +163,19 @@ class BlockDevice(ABC):
         """Return the bytes at once, or None when that needs waiting (then use `read`).
 
         Raises as `read`.
+        """
+        return None
+
+    def try_view(self, offset: int, length: int) -> Buffer | None:
+        """As `try_read`, for a caller that only sends the bytes on. A device that holds them in
+        memory may return that memory itself: what is written to the range before they are sent
+        shows, as it may in the answer to any read that was under way.
+        """
+        return self.try_read(offset, length)
+
+    def try_extents(self, offset: int, length: int) -> list[Extent] | None:
+        """Describe the whole range at once, or return None when that needs waiting, or is not
+        worth the trouble. Raises as `read`.
         """
         return None
 

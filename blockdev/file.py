@@ -25,11 +25,24 @@ from typing_extensions import Buffer
 
 from blockdev import linux
 from blockdev.device import BlockDevice, Extent, check_range
-from blockdev.errors import ClosedError, DeviceError, NoSpaceError, ReadOnlyError
-from blockdev.openfile import OpenFile, create_file, open_file
-from blockdev.rawio import data_runs, read_exactly, write_exactly, write_zeroes
+from blockdev.direct import DirectReader
+from blockdev.errors import (
+    ClosedError,
+    DeviceError,
+    NoSpaceError,
+    ReadOnlyError,
+    UnsupportedError,
+)
+from blockdev.openfile import OpenFile, create_file, open_file, open_size
+from blockdev.rawio import data_runs, read_ahead, read_exactly, write_exactly, write_zeroes
 
 T = TypeVar("T")
+
+_KINDS: dict[int, type[DeviceError]] = {
+    errno.ENOSPC: NoSpaceError,
+    errno.EDQUOT: NoSpaceError,
+    errno.ENOTSUP: UnsupportedError,
+}
 
 IO_THREADS_MAX = 16
 """Reads and writes in progress. Random 4 KiB reads gain nothing past 8 on a fast virtual
@@ -41,6 +54,9 @@ one waits for what came meanwhile."""
 
 INLINE_BYTES_MAX = 256 * 1024
 """Longer reads go to a thread: no task runs while this much is copied, 10 to 60 us."""
+
+CACHE_BYTES_MAX = 256 << 20
+"""How far `cache` goes: more would only push other things out of the page cache."""
 
 WRITEBACK_BYTES_MIN = 256 * 1024
 """Smaller writes are left for the kernel to gather: each start of writeback is a disk request."""
@@ -60,6 +76,7 @@ class FileDevice(BlockDevice):
         self.physical_bytes = file.physical_bytes
         self.read_only = file.read_only
         self._fd = file.fd
+        self._direct = DirectReader(file.fd)
         self._is_disk = file.is_disk
         # A request that ends at or below this may be answered in line; below
         # zero where none may: the file system refuses to, or we are closed.
@@ -118,6 +135,15 @@ class FileDevice(BlockDevice):
             return data
         return await self._run("read", offset, length, read_exactly, self._fd, offset, length)
 
+    async def read_medium(self, offset: int, length: int) -> Buffer:
+        """Read around the page cache: what is in it stays, and nothing is added. Where the file
+        system cannot do that, as `read`.
+        """
+        self._check(offset, length)
+        if not length:
+            return b""
+        return await self._run("read", offset, length, self._direct.read, offset, length)
+
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
         """Write into the page cache, with `fua` through it to the disk."""
         view = memoryview(data).cast("B")
@@ -125,11 +151,21 @@ class FileDevice(BlockDevice):
         await self._run("write", offset, view.nbytes, self._write, offset, view, fua)
 
     async def write_zeroes(
-        self, offset: int, length: int, *, fua: bool = False, no_hole: bool = False
+        self,
+        offset: int,
+        length: int,
+        *,
+        fua: bool = False,
+        no_hole: bool = False,
+        fast: bool = False,
     ) -> None:
-        """Zero the range, by a hole unless `no_hole`; writes zeroes where neither is supported."""
+        """Zero the range, by a hole unless `no_hole`; writes zeroes where neither is supported,
+        unless `fast`.
+        """
         self._check_change(offset, length)
-        await self._run("write zeroes", offset, length, self._zero, offset, length, fua, no_hole)
+        await self._run(
+            "write zeroes", offset, length, self._zero, offset, length, fua, no_hole, fast
+        )
 
     async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
         """Give the space back: a hole in a file, a discard on a disk, nothing where unsupported."""
@@ -156,6 +192,22 @@ class FileDevice(BlockDevice):
         if self._is_disk or not length:
             return await super().extents(offset, length)
         return await self._run("extents", offset, length, data_runs, self._fd, offset, length)
+
+    async def measure(self) -> int:
+        """Ask the file system or the kernel, and take what has been added."""
+        self._check(0, 0)
+        size_bytes = await self._run("measure", 0, 0, open_size, self._fd)
+        if size_bytes > self.size_bytes:
+            self.size_bytes = size_bytes
+            if self._inline_bytes >= 0:
+                self._inline_bytes = size_bytes
+        return self.size_bytes
+
+    async def cache(self, offset: int, length: int) -> None:
+        """Have the kernel read the beginning of the range into its page cache, without waiting."""
+        self._check(offset, length)
+        length = min(length, CACHE_BYTES_MAX)
+        await self._run("cache", offset, length, read_ahead, self._fd, offset, length)
 
     async def close(self) -> None:
         """Wait for threads, close and unlock. Not cancelled by the caller's cancellation."""
@@ -194,7 +246,7 @@ class FileDevice(BlockDevice):
             return await trio.to_thread.run_sync(function, *args, limiter=limiter or self._io)
         except OSError as error:
             where = f"path={self.path} offset={offset} length={length}"
-            kind = NoSpaceError if error.errno in (errno.ENOSPC, errno.EDQUOT) else DeviceError
+            kind = _KINDS.get(error.errno or 0, DeviceError)
             raise kind(f"{operation} failed: {error.strerror}: {where}") from error
         finally:
             self._users -= 1
@@ -202,6 +254,7 @@ class FileDevice(BlockDevice):
                 self._finish()
 
     def _finish(self) -> None:
+        self._direct.close()
         os.close(self._fd)  # also drops the flock
         self._fd = -1
         self._idle.set()
@@ -213,7 +266,7 @@ class FileDevice(BlockDevice):
         if not fua and view.nbytes >= WRITEBACK_BYTES_MIN:
             linux.start_writeback(self._fd, offset, view.nbytes)
 
-    def _zero(self, offset: int, length: int, fua: bool, no_hole: bool) -> None:
+    def _zero(self, offset: int, length: int, fua: bool, no_hole: bool, fast: bool) -> None:
         kind = linux.FALLOC_ZERO_RANGE if no_hole else linux.FALLOC_PUNCH_HOLE
         try:
             self._fallocate(kind | linux.FALLOC_KEEP_SIZE, offset, length)
@@ -221,6 +274,8 @@ class FileDevice(BlockDevice):
             # A disk also refuses (EINVAL) a range that is not in its sectors.
             if not linux.is_unsupported(error) and not self._is_disk:
                 raise
+            if fast:
+                raise OSError(errno.ENOTSUP, "zeroing is no faster than writing") from None
             write_zeroes(self._fd, offset, length)
         if fua:
             os.fdatasync(self._fd)

@@ -68,6 +68,12 @@ def open_file(path: Path, *, exclusive: bool, read_only: bool) -> OpenFile:
         raise
 
 
+def open_size(fd: int) -> int:
+    """How large an open file or disk is now. Raises OSError."""
+    status = os.fstat(fd)
+    return linux.disk_bytes(fd) if stat.S_ISBLK(status.st_mode) else status.st_size
+
+
 def _describe(fd: int, path: Path, *, read_only: bool) -> OpenFile:
     status = os.fstat(fd)
     is_disk = stat.S_ISBLK(status.st_mode)
@@ -76,7 +82,7 @@ def _describe(fd: int, path: Path, *, read_only: bool) -> OpenFile:
     return OpenFile(
         path=path,
         fd=fd,
-        size_bytes=linux.disk_bytes(fd) if is_disk else status.st_size,
+        size_bytes=open_size(fd),
         physical_bytes=linux.disk_physical_bytes(fd) if is_disk else FILE_PHYSICAL_BYTES,
         is_disk=is_disk,
         read_only=read_only,

@@ -8,10 +8,13 @@ import errno
 import os
 
 from blockdev import linux
-from blockdev.device import Extent
+from blockdev.device import EXTENTS_MAX, Extent
 
 _ZEROES = bytes(1 << 20)
 """Written again and again; a megabyte makes the system calls cheap beside the copying."""
+
+_READ_AHEAD_BYTES = 128 << 10
+"""The kernel cuts one call to the size of its own read-ahead, which is this by default."""
 
 
 def read_exactly(fd: int, offset: int, length: int) -> bytearray:
@@ -50,11 +53,13 @@ def write_zeroes(fd: int, offset: int, length: int) -> None:
 
 
 def data_runs(fd: int, offset: int, length: int) -> list[Extent]:
-    """Describe a range of a file: what SEEK_DATA skips reads as zeroes and holds no data."""
-    runs = []
+    """Describe the beginning of a range of a file, at most EXTENTS_MAX runs: what SEEK_DATA
+    skips reads as zeroes and holds no data.
+    """
+    runs: list[Extent] = []
     end = offset + length
     at = offset
-    while at < end:
+    while at < end and len(runs) < EXTENTS_MAX - 1:  # two in each round
         data = _seek(fd, at, os.SEEK_DATA, end)
         if data > at:
             runs.append(Extent(data - at, hole=True, zero=True))
@@ -63,6 +68,16 @@ def data_runs(fd: int, offset: int, length: int) -> list[Extent]:
             runs.append(Extent(hole - data, hole=False, zero=False))
         at = hole
     return runs
+
+
+def read_ahead(fd: int, offset: int, length: int) -> None:
+    """Start to read a range into the page cache, where that is possible."""
+    for start in range(offset, offset + length, _READ_AHEAD_BYTES):
+        size = min(_READ_AHEAD_BYTES, offset + length - start)
+        try:
+            os.posix_fadvise(fd, start, size, os.POSIX_FADV_WILLNEED)
+        except OSError:
+            return
 
 
 def _seek(fd: int, offset: int, whence: int, end: int) -> int:

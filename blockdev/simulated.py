@@ -21,7 +21,7 @@ from dataclasses import replace
 import trio
 from typing_extensions import Buffer
 
-from blockdev.device import BlockDevice, Extent, check_range
+from blockdev.device import EXTENTS_MAX, BlockDevice, Extent, check_range
 from blockdev.errors import ClosedError, DeviceError
 from blockdev.faults import FaultPlan
 from blockdev.power import SECTOR_BYTES, CachedWrite, PowerCut, SimulatedWorld, survivors, torn
@@ -94,7 +94,13 @@ class SimulatedDisk(FaultPlan, BlockDevice):
         await self._store("write", offset, len(content), content, fua)
 
     async def write_zeroes(
-        self, offset: int, length: int, *, fua: bool = False, no_hole: bool = False
+        self,
+        offset: int,
+        length: int,
+        *,
+        fua: bool = False,
+        no_hole: bool = False,
+        fast: bool = False,
     ) -> None:
         """Zero the range; counts as a write, also for `fail_write`."""
         await self._store("write", offset, length, None, fua)
@@ -147,7 +153,7 @@ class SimulatedDisk(FaultPlan, BlockDevice):
     async def extents(self, offset: int, length: int) -> list[Extent]:
         """Describe the range: 4 KiB chunks never written, or zeroed whole, are holes."""
         self._enter(offset, length)
-        return self._visible.extents(offset, length)
+        return self._visible.extents(offset, length)[:EXTENTS_MAX]
 
     async def close(self) -> None:
         """Close; unflushed writes stay in the cache. Not counted. Raises PowerCut."""
@@ -217,18 +223,16 @@ class SimulatedDisk(FaultPlan, BlockDevice):
     ) -> None:
         self._enter(offset, length)
         write = CachedWrite(0, offset, length, data, certain=False)
-        if self.world.checkpoints:
-            self._in_flight[id(write)] = write
-            try:
-                await self._pause()
-            finally:
-                # When the power goes, what is in flight may have reached the disk.
-                if not self.world.was_cut:
-                    del self._in_flight[id(write)]
-        cut = self.world.count()
+        self._in_flight[id(write)] = write
+        try:
+            await self._pause()
+            cut = self.world.count()
+        finally:
+            # When the power goes, what is in flight may have reached the disk.
+            if not self.world.was_cut:
+                del self._in_flight[id(write)]
         self._note(kind, offset, length, data)
         if cut:
-            self._cache.append(write)
             raise PowerCut
         try:
             if self._faulty(kind):

@@ -12,7 +12,9 @@ from blockdev.device import BlockDevice
 from blockdev.file import FileDevice
 from blockdev.memory import MemoryDevice
 from blockdev.simulated import SimulatedDisk, SimulatedWorld
+from nbd.client import ClientOptions, open_nbd
 from storage.pool import MemberDevice, create_pool, open_pool
+from tests.unit.nbd_client.serving import KeptDevice, served
 
 SIZE_BYTES = 1 << 20
 
@@ -86,6 +88,20 @@ async def volume_on_disks(directory: Path) -> AsyncIterator[BlockDevice]:
         yield device
 
 
+@asynccontextmanager
+async def remote(directory: Path) -> AsyncIterator[BlockDevice]:
+    async with served(directory, KeptDevice(SIZE_BYTES)) as uri, open_nbd(uri) as device:
+        yield device
+
+
+@asynccontextmanager
+async def remote_in_sectors(directory: Path) -> AsyncIterator[BlockDevice]:
+    options = ClientOptions(extended=False, connections=1, payload_bytes_max=64 << 10)
+    kept = KeptDevice(SIZE_BYTES, block_bytes=512)
+    async with served(directory, kept) as uri, open_nbd(uri, options=options) as device:
+        yield device
+
+
 DEVICES: dict[str, Factory] = {
     "memory": memory,
     "memory-512": memory_in_sectors,
@@ -95,4 +111,6 @@ DEVICES: dict[str, Factory] = {
     "simulated-interleaving": simulated_interleaving,
     "volume": volume,
     "volume-on-disks": volume_on_disks,
+    "remote": remote,
+    "remote-512": remote_in_sectors,
 }

@@ -65,12 +65,16 @@ class Checked:
         self.expected[offset : offset + length] = after
 
     async def check_extents(self, offset: int, length: int) -> None:
-        at = offset
-        for extent in await self.device.extents(offset, length):
-            if extent.zero:
-                assert not any(self.expected[at : at + extent.length_bytes])
-            at += extent.length_bytes
-        assert at == offset + length
+        at, end = offset, offset + length
+        while at < end:
+            for extent in await self.device.extents(at, end - at):
+                if extent.zero:
+                    assert not any(self.expected[at : at + extent.length_bytes])
+                at += extent.length_bytes
+        assert at == end
+        for extent in self.device.try_extents(offset, length) or ():
+            assert not (extent.zero and any(self.expected[offset : offset + extent.length_bytes]))
+            offset += extent.length_bytes
 
     async def content(self, offset: int, length: int) -> bytes:
         return bytes(memoryview(await self.device.read(offset, length)))

@@ -6,7 +6,7 @@ import random
 import pytest
 import trio
 
-from blockdev.device import BlockDevice, Extent
+from blockdev.device import BlockDevice
 from blockdev.errors import ClosedError, OutOfRangeError
 
 KIB = 1024
@@ -50,6 +50,28 @@ async def test_what_was_written_is_read(device: BlockDevice, offset: int, length
     expected = bytearray(device.size_bytes)
     expected[offset : offset + length] = data
     assert await whole(device) == expected
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+async def test_the_medium_holds_what_was_written(device: BlockDevice, flushed: bool) -> None:
+    """Goal: a read of the medium shows every write that returned, in any grain of the device."""
+    expected = bytearray(device.size_bytes)
+    unit, coin = device.block_bytes, random.Random(3)
+    for seed in range(8):
+        offset = coin.randrange(device.size_bytes // unit - 100) * unit
+        data = pattern(coin.randint(1, 100) * unit, seed)
+        await device.write(offset, data)
+        expected[offset : offset + len(data)] = data
+        if flushed:
+            await device.flush()
+        offset = max(offset - 3 * unit, 0)
+        length = min(len(data) + 7 * unit, device.size_bytes - offset)
+        found = bytes(memoryview(await device.read_medium(offset, length)))
+        assert found == expected[offset : offset + length]
+    assert bytes(memoryview(await device.read_medium(0, device.size_bytes))) == expected
+    assert bytes(memoryview(await device.read_medium(unit, 0))) == b""
+    with pytest.raises(OutOfRangeError):
+        await device.read_medium(device.size_bytes - unit, 2 * unit)
 
 
 async def test_the_smallest_block_leaves_its_neighbours_alone(device: BlockDevice) -> None:
@@ -142,6 +164,8 @@ async def test_the_quick_paths_never_go_outside(
     with contextlib.suppress(OutOfRangeError):
         assert device.try_read(offset, length) is None
     with contextlib.suppress(OutOfRangeError):
+        assert device.try_view(offset, length) is None
+    with contextlib.suppress(OutOfRangeError):
         assert device.try_write(device.size_bytes, bytes(PAGE)) is False
 
 
@@ -204,36 +228,12 @@ async def test_allocation_changes_no_content(device: BlockDevice) -> None:
     assert await content(device, 0, 3 * PAGE) == bytes(PAGE) + pattern(PAGE) + bytes(PAGE)
 
 
-# Extents
-
-
-def covered(extents: list[Extent]) -> int:
-    assert all(extent.length_bytes > 0 for extent in extents)
-    return sum(extent.length_bytes for extent in extents)
-
-
-async def test_extents_cover_exactly_and_zero_means_zero(device: BlockDevice) -> None:
-    await device.write(2 * PAGE, pattern(PAGE))
-    await device.write(40 * PAGE, pattern(30 * PAGE))
-    await device.write_zeroes(50 * PAGE, 4 * PAGE)
-    for offset, length in (
-        (0, device.size_bytes),
-        (device.block_bytes, 3 * PAGE),
-        (2 * PAGE, PAGE),
-        (41 * PAGE + device.block_bytes, 20 * PAGE),
-        (100 * PAGE, device.block_bytes),
-    ):
-        extents = await device.extents(offset, length)
-        assert covered(extents) == length
-        at = offset
-        for extent in extents:
-            if extent.zero:
-                data = await content(device, at, extent.length_bytes)
-                assert data == bytes(extent.length_bytes)
-            at += extent.length_bytes
-
-
 # Durability calls, closing
+
+
+async def test_measuring_a_device_that_did_not_change_tells_its_size(device: BlockDevice) -> None:
+    before = device.size_bytes
+    assert await device.measure() == device.size_bytes == before
 
 
 async def test_fua_writes_are_visible(device: BlockDevice) -> None:
@@ -268,6 +268,8 @@ async def test_a_closed_device_refuses_everything(device: BlockDevice) -> None:
     with contextlib.suppress(ClosedError):
         assert device.try_read(0, PAGE) is None
     with contextlib.suppress(ClosedError):
+        assert device.try_view(0, PAGE) is None
+    with contextlib.suppress(ClosedError):
         assert device.try_write(0, bytes(PAGE)) is False
 
 
@@ -276,9 +278,18 @@ async def test_the_quick_paths_agree_with_the_slow_ones(device: BlockDevice) -> 
     if not device.try_write(PAGE, data):
         assert await content(device, PAGE, len(data)) == bytes(len(data))
         await device.write(PAGE, data)
-    quick = device.try_read(PAGE, len(data))
-    assert quick is None or memoryview(quick) == data
+    for quick in (device.try_read(PAGE, len(data)), device.try_view(PAGE, len(data))):
+        assert quick is None or memoryview(quick) == data
     assert await content(device, PAGE, len(data)) == data
+
+
+async def test_the_length_of_what_is_read_counts_bytes(device: BlockDevice) -> None:
+    """Whoever sends it adds lengths up: `len` of an array would count its items."""
+    await device.write(0, pattern(4 * PAGE))
+    for offset, length in ((0, 4 * PAGE), (PAGE, PAGE)):
+        found = await device.read(offset, length)
+        for data in (found, device.try_read(offset, length), device.try_view(offset, length)):
+            assert data is None or len(data) == length  # type: ignore[arg-type]
 
 
 # Concurrency

@@ -10,7 +10,13 @@ import trio
 
 from blockdev import linux
 from blockdev.device import Extent
-from blockdev.errors import BusyError, DeviceError, NoSpaceError, ReadOnlyError
+from blockdev.errors import (
+    BusyError,
+    DeviceError,
+    NoSpaceError,
+    OutOfRangeError,
+    ReadOnlyError,
+)
 from blockdev.file import INLINE_BYTES_MAX, FileDevice
 from blockdev.openfile import OpenFile
 
@@ -51,6 +57,23 @@ async def test_content_survives_reopening(path: Path) -> None:
     again = FileDevice.open(path)
     assert await again.read(12345, 4) == b"kept"
     await again.close()
+
+
+async def test_a_file_that_became_larger_is_used_once_it_is_measured(path: Path) -> None:
+    device = FileDevice.create(path, MIB)
+    await device.write(MIB - 4, b"end.")
+    os.truncate(path, 2 * MIB)
+    with pytest.raises(OutOfRangeError):
+        await device.read(MIB, 4)
+    assert await device.measure() == device.size_bytes == 2 * MIB
+    assert bytes(await device.read(MIB - 4, 8)) == b"end.\0\0\0\0"
+    await device.write(2 * MIB - 4, b"more")
+    assert await device.read(2 * MIB - 4, 4) == b"more"
+    os.truncate(path, MIB)
+    assert await device.measure() == 2 * MIB  # it never falls; reads there fail
+    with pytest.raises(DeviceError, match="shorter than when opened"):
+        await device.read(MIB, 4)
+    await device.close()
 
 
 def test_creating_over_a_file_is_refused_and_leaves_it(path: Path) -> None:

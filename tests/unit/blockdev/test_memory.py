@@ -51,3 +51,16 @@ async def test_quick_paths_refuse_what_the_slow_ones_refuse() -> None:
         device.try_write(0, bytes(512))
     with pytest.raises(ClosedError):
         await device.allocate(0, 512)
+
+
+async def test_a_view_is_the_memory_itself_and_outlives_the_device() -> None:
+    """A server may still have it on its way to a client when the device is closed."""
+    device = MemoryDevice(MIB)
+    view = memoryview(device.try_view(4096, 4096))
+    device.try_write(4096, b"n" * 4096)
+    assert view == b"n" * 4096
+    assert view.readonly
+    await device.close()
+    assert view == b"n" * 4096
+    with pytest.raises(ClosedError):
+        device.try_view(0, 512)

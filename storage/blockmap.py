@@ -10,26 +10,29 @@ pages that are not in memory. The checkpoint finds out, page by page in order (R
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from storage import pageblob
-from storage.commit import LayerExtents, Records
+from blockdev.errors import DeviceError
+from storage.commit import MOVE_COUNT_SHIFT, LayerExtents, LayerMoves, Records
 from storage.entry import KIND_MASK, Words, live_by_segment
 from storage.errors import DamagedError
 from storage.layer import Layer
+from storage.merged import PageReader
 from storage.page import (
     COUNT_SHIFT,
     PAGE_COST_BYTES,
     ROW_BYTES,
     Page,
     PendingPage,
+    Step,
     empty_entries,
     expand_rows,
 )
-from storage.pageblob import PAGE_BLOB_BYTES_MAX, PAGE_BLOCKS, PAGE_SHIFT
+from storage.pageblob import PAGE_BLOCKS, PAGE_SHIFT
 from storage.segments import SegmentTable
 from storage.store import Store
 
@@ -38,27 +41,10 @@ ALIAS_COST_BYTES = 250
 
 SLOT_BITS = PAGE_BLOCKS - 1
 
-RowOf = Callable[[Layer, int], list[int] | None]
-ParentOf = Callable[[Layer], Layer | None]
-Fetch = Callable[[int, int, int], Awaitable[bytes]]
+Slots = NDArray[np.intp]
 
 
-class Merged:
-    """A page as read from disk, before pending changes.
-
-    `own` marks entries that belong to the layer asked for; `changed` those that differ from
-    the nearest base, which the next delta has to repeat. Arrays of shape (1024,) and (1024, 2).
-    """
-
-    __slots__ = ("changed", "entries", "own")
-
-    def __init__(self) -> None:
-        self.entries = empty_entries()
-        self.own = np.zeros(PAGE_BLOCKS, dtype=np.bool_)
-        self.changed = np.zeros(PAGE_BLOCKS, dtype=np.bool_)
-
-
-class BlockMap:
+class BlockMap(PageReader):
     """All layers of the pool, and the page cache over them."""
 
     def __init__(self, store: Store, table: SegmentTable, cache_bytes: int):
@@ -67,8 +53,7 @@ class BlockMap:
         """Changes since the last checkpoint; what replay would have to do again."""
         self.generation = 0
         """Rises when directories change; a page load that overlaps that starts again."""
-        self._store = store
-        self._table = table
+        super().__init__(store, table)
         self._cache_bytes = cache_bytes
         self._cost = 0
         self._clock: deque[tuple[Layer, int, Page]] = deque()
@@ -83,6 +68,16 @@ class BlockMap:
             page.hot = True
         return page
 
+    def find_page(self, layer: Layer, number: int) -> Page | None:
+        """The merged page if nothing has to be read for it, be it because it maps nothing."""
+        cached = layer.pages.get(number)
+        if cached is not None:
+            cached.hot = True
+            return cached
+        owner = layer.owner(number)
+        shared = self._nothing if owner is None else owner.pages.get(number)
+        return None if shared is None else self._insert(layer, number, shared)
+
     async def page(self, layer: Layer, number: int) -> Page:
         """The merged page, read from disk when it is not cached.
 
@@ -90,26 +85,25 @@ class BlockMap:
             ChecksumError, DamagedError: its metadata has no good copy.
         """
         while True:
-            cached = layer.pages.get(number)
-            if cached is not None:
-                cached.hot = True
-                return cached
-            owner = _owner(layer, number)
-            if owner is None:
-                return self._insert(layer, number, self._nothing)
-            shared = owner.pages.get(number)
-            if shared is None:
-                shared = await self._load(owner, number)
-                # A layer frozen a moment ago may have got its last blocks meanwhile.
-                if shared is None or _owner(layer, number) is not owner:
-                    continue
-                shared = self._insert(owner, number, shared)
-            return self._insert(layer, number, shared)
+            found = self.find_page(layer, number)
+            if found is not None:
+                return found
+            owner = layer.owner(number)
+            assert owner is not None
+            loaded = await self._load(owner, number)
+            # A layer frozen a moment ago may have got its last blocks meanwhile.
+            if loaded is not None and layer.owner(number) is owner:
+                return self._insert(layer, number, self._insert(owner, number, loaded))
 
     async def _load(self, owner: Layer, number: int) -> Page | None:
         """Build the page of a layer that owns it; None when the ground moved meanwhile."""
         generation = self.generation
-        merged = await self.read_merged(owner, number, _row_on_disk, _parent)
+        try:
+            merged = await self.read_merged(owner, number, _row_on_disk, _parent)
+        except DeviceError:
+            if generation == self.generation:
+                raise
+            return None  # what was read may have been freed between two reads
         if generation != self.generation:
             return None
         # From here to the return nothing suspends: the page misses no commit.
@@ -120,9 +114,8 @@ class BlockMap:
                 break
         for up in reversed(changed):
             for pending in (up.frozen_pending.get(number), up.pending.get(number)):
-                if pending is not None:
-                    slots, entries = pending.expand()
-                    merged.entries[slots] = entries
+                for step in () if pending is None else pending.steps():
+                    step.apply(merged.entries)
         return Page(merged.entries, owner.number)
 
     def _insert(self, layer: Layer, number: int, page: Page) -> Page:
@@ -151,49 +144,31 @@ class BlockMap:
         """Take a page out of the cache; the clock settles its cost when it passes."""
         layer.pages.pop(number, None)
 
+    def drop_stale(self, layer: Layer, first: int, end: int) -> None:
+        """Forget pages [first, end) as a layer sees them: they name what was moved and freed since
+        they were read.
+        """
+        for up in layer.ancestry():
+            for number in range(first, end):
+                self._drop(up, number)
+
     def drop_layer_pages(self, layer: Layer) -> None:
         """Forget all cached pages of a layer that goes away."""
         layer.pages.clear()
 
-    # -- reading what is on disk
-
-    async def read_merged(
-        self,
-        layer: Layer,
-        number: int,
-        row_of: RowOf,
-        parent_of: ParentOf,
-        fetch: Fetch | None = None,
-    ) -> Merged:
-        """The page of `layer` as directories say, pending changes left out.
-
-        `fetch` reads a blob by its entry words; the store does unless told otherwise. At most
-        two reads: one delta and one base, however deep the chain is.
-        """
-        fetch = fetch or self._store.read_located
-        merged = Merged()
-        delta: list[int] | None = None
-        up: Layer | None = layer
-        while up is not None:
-            row = row_of(up, number)
-            if row is not None:
-                if delta is None:
-                    delta = row
-                    delta_is_own = up is layer
-                if row[0]:
-                    blob = await fetch(row[0], row[1], PAGE_BLOB_BYTES_MAX)
-                    _add_blob(merged, blob, own=up is layer, delta=False)
-                    break
-            up = parent_of(up)
-        if delta is not None and delta[2]:
-            blob = await fetch(delta[2], delta[3], PAGE_BLOB_BYTES_MAX)
-            _add_blob(merged, blob, own=delta_is_own, delta=True)
-        return merged
-
-    async def own_entries(self, layer: Layer, number: int, row: list[int] | None) -> Words:
-        """Entries (n, 2) that the layer itself stores on that page according to its row."""
-        merged = await self.read_merged(layer, number, lambda up, _: row, lambda up: None)
-        return merged.entries[merged.own]
+    def remove_layer(self, number: int) -> None:
+        """Take a layer that stores nothing out of the tree; what stood on it moves up."""
+        layer = self.layers.pop(number, None)
+        if layer is None:
+            return
+        for child in layer.children:
+            child.parent = layer.parent
+            child.copied |= layer.copied
+        if layer.parent is not None:
+            layer.parent.children.remove(layer)
+            layer.parent.children += layer.children
+        self.drop_layer_pages(layer)
+        self.generation += 1
 
     # -- durable commits
 
@@ -206,15 +181,19 @@ class BlockMap:
                 self._change(layer, page, row)
         for extents in records.extents:
             self._apply_extents(self._layer(extents.layer), extents)
+        for moves in records.moves:
+            if moves.layer in self.layers:  # else it was given back or merged meanwhile
+                self._apply_moves(self.layers[moves.layer], moves)
 
     def apply_all(self, batch: list[Records]) -> None:
         """Take many durable commits in order; replay does so at a fraction of the cost.
 
-        Extents of one layer are taken together as long as no zero range comes between.
+        Extents of one layer are taken together as long as neither zero ranges nor moves come
+        between.
         """
         together: dict[int, list[LayerExtents]] = {}
         for records in batch:
-            if records.zeroes:
+            if records.zeroes or records.moves:
                 self._apply_together(together)
                 self.apply(records)
                 continue
@@ -240,23 +219,10 @@ class BlockMap:
     def _zeroed_pages(self, layer: Layer, first: int, count: int) -> Iterator[tuple[int, int, int]]:
         """(page, slot, blocks) of every page in the range that maps anything at all."""
         end = first + count
-        pages: Iterable[int] = range(first >> PAGE_SHIFT, ((end - 1) >> PAGE_SHIFT) + 1)
-        ancestry = list(layer.ancestry())
-        if len(pages) > 64:  # type: ignore[arg-type]
-            pages = sorted(self._mapped_pages(ancestry, first >> PAGE_SHIFT, end - 1 >> PAGE_SHIFT))
-        for page in pages:
-            if any(up.owns(page) for up in ancestry):
-                start = max(first, page << PAGE_SHIFT)
-                stop = min(end, (page + 1) << PAGE_SHIFT)
-                yield page, start & SLOT_BITS, stop - start
-
-    @staticmethod
-    def _mapped_pages(ancestry: list[Layer], low: int, high: int) -> set[int]:
-        found: set[int] = set()
-        for up in ancestry:
-            for source in (up.directory.pages(), up.pending, up.frozen_pending):
-                found.update(page for page in source if low <= page <= high)
-        return found
+        for page in layer.mapped_pages(first >> PAGE_SHIFT, (end - 1 >> PAGE_SHIFT) + 1):
+            start = max(first, page << PAGE_SHIFT)
+            stop = min(end, (page + 1) << PAGE_SHIFT)
+            yield page, start & SLOT_BITS, stop - start
 
     def _apply_extents(self, layer: Layer, e: LayerExtents) -> None:
         if not len(e.blocks):
@@ -271,30 +237,62 @@ class BlockMap:
             rows, pages = _split_at_pages(rows, e.blocks >> np.uint64(PAGE_SHIFT))
         else:
             pages = e.blocks >> np.uint64(PAGE_SHIFT)
+        layer.gained += int(counts.sum())
         for segment, stored in live_by_segment(*_whole_extents(e)).items():
-            self._table[segment].live_bytes += stored
+            self._table.add_live(segment, stored)
         order = np.argsort(pages, kind="stable")
-        pages, rows = pages[order], rows[order]
-        cuts = (np.flatnonzero(np.diff(pages)) + 1).tolist()
-        for start, stop in zip([0, *cuts], [*cuts, len(pages)], strict=True):
-            self._change(layer, int(pages[start]), rows[start:stop])
+        for number, group in _groups(pages[order], rows[order]):
+            self._change(layer, number, group)
 
-    def _change(self, layer: Layer, number: int, rows: Words) -> None:
+    def _apply_moves(self, layer: Layer, moves: LayerMoves) -> None:
+        heads = moves.rows[:, 0]
+        counts = heads >> np.uint64(MOVE_COUNT_SHIFT)
+        blocks = heads & np.uint64((1 << MOVE_COUNT_SHIFT) - 1)
+        rows = np.empty((2 * len(heads), 3), dtype="<u8")
+        rows[0::2, 0] = rows[1::2, 0] = (blocks & np.uint64(SLOT_BITS)) | counts << np.uint64(
+            COUNT_SHIFT
+        )
+        rows[0::2, 1:] = moves.rows[:, 1:3]
+        rows[1::2, 1:] = moves.rows[:, 3:5]
+        _, entries = expand_rows(rows[1::2])
+        for segment, stored in live_by_segment(entries[:, 0], entries[:, 1]).items():
+            self._table.add_live(segment, stored)
+        pages = blocks >> np.uint64(PAGE_SHIFT)
+        order = np.argsort(pages, kind="stable")
+        for number, group in _groups(pages[order], order):
+            pairs = np.stack((2 * group, 2 * group + 1), axis=1).ravel()
+            self._pending(layer, number).add_moves(rows[pairs])
+            self.records_pending += 2 * len(group)
+            page = self._own_page(layer, number)
+            if page is not None:
+                slots, new = expand_rows(rows[2 * group + 1])
+                Step(slots, new, expand_rows(rows[2 * group])[1]).apply(page.entries)
+
+    def _pending(self, layer: Layer, number: int) -> PendingPage:
         pending = layer.pending.get(number)
         if pending is None:
             pending = layer.pending[number] = PendingPage()
-        pending.rows += rows.tobytes()
-        self.records_pending += len(rows)
+        return pending
+
+    def _own_page(self, layer: Layer, number: int) -> Page | None:
+        """The cached page of a layer that is about to change it: a copy when it was shared."""
         page = layer.pages.get(number)
+        if page is not None and page.owner != layer.number:
+            self._drop(layer, number)
+            page = self._insert(layer, number, page.copy_for(layer.number))
+        return page
+
+    def _change(self, layer: Layer, number: int, rows: Words) -> None:
+        self._pending(layer, number).add(rows)
+        self.records_pending += len(rows)
+        page = self._own_page(layer, number)
         if page is not None:
-            if page.owner != layer.number:
-                self._drop(layer, number)
-                page = self._insert(layer, number, page.copy_for(layer.number))
             slots, entries = expand_rows(rows)
             page.entries[slots] = entries
         if layer.children:
             # Last blocks of a layer frozen a moment ago: views made meanwhile miss them.
             for below in layer.descendants():
+                below.changed_above(number)
                 self._drop(below, number)
 
     # -- checkpoints
@@ -304,6 +302,7 @@ class BlockMap:
         for layer in self.layers.values():
             assert not layer.frozen_pending
             layer.frozen_pending, layer.pending = layer.pending, {}
+            layer.frozen_gained, layer.gained = layer.gained, 0
         self.records_pending = 0
 
     def thaw(self) -> None:
@@ -315,7 +314,9 @@ class BlockMap:
                     layer.frozen_pending[number] = newer
                 else:
                     older.rows += newer.rows
+                    older.has_moves |= newer.has_moves
             layer.pending, layer.frozen_pending = layer.frozen_pending, {}
+            layer.gained, layer.frozen_gained = layer.gained + layer.frozen_gained, 0
         self.records_pending = sum(
             len(pending.rows) // ROW_BYTES
             for layer in self.layers.values()
@@ -323,17 +324,16 @@ class BlockMap:
         )
 
 
-def _add_blob(merged: Merged, blob: bytes, *, own: bool, delta: bool) -> None:
-    slots, entries, flags = pageblob.decode_page(blob)
-    merged.entries[slots] = entries
-    merged.own[slots] = flags & own
-    if delta:
-        merged.changed[slots] = True
+def by_page(blocks: Words) -> Iterator[tuple[int, Slots]]:
+    """(page, indexes of its blocks), ascending, for block numbers of shape (n,) that are sorted."""
+    yield from _groups(blocks >> np.uint64(PAGE_SHIFT), np.arange(len(blocks)))
 
 
-def _owner(layer: Layer, number: int) -> Layer | None:
-    """The nearest layer at or above this one that has changed the page."""
-    return next((up for up in layer.ancestry() if up.owns(number)), None)
+def _groups(pages: Words, items: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The items of each page in turn; both are sorted by page."""
+    cuts = (np.flatnonzero(np.diff(pages)) + 1).tolist()
+    for start, stop in zip([0, *cuts], [*cuts, len(pages)], strict=True):
+        yield int(pages[start]), items[start:stop]
 
 
 def _row_on_disk(layer: Layer, number: int) -> list[int] | None:

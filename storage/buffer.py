@@ -15,6 +15,7 @@ import trio
 from typing_extensions import Buffer
 
 from blockdev.errors import DeviceError
+from storage.commit import LayerMoves, Placed
 from storage.entry import BLOCK_BYTES
 
 if TYPE_CHECKING:
@@ -58,14 +59,17 @@ class WriteBuffer:
 
     __slots__ = (
         "capacity",
+        "claim_bytes",
         "done",
         "encoded",
         "encoding",
         "error",
         "layers",
         "memory_bytes",
+        "moves",
         "opened_at",
         "operations",
+        "placed",
         "records",
         "used",
         "view",
@@ -77,6 +81,8 @@ class WriteBuffer:
         self.memory_bytes = capacity_blocks * BLOCK_BYTES
         # Not zeroed first: that would touch all of it once more (0.9 ms for 4 MiB).
         self.view: memoryview = np.empty(self.memory_bytes, dtype=np.uint8).data
+        self.claim_bytes = 0
+        """What of the pool's space is set aside for it until it is written."""
         self.used = 0
         """Blocks of memory taken; overwritten ones count once, zeroed ones still count."""
         self.records = 0
@@ -84,6 +90,8 @@ class WriteBuffer:
         self.opened_at = opened_at
         self.layers: dict[int, LayerBuffer] = {}
         self.operations: list[bytes] = []
+        self.moves: list[LayerMoves] = []
+        self.placed: list[Placed] = []
         self.wanted = False
         """Somebody waits for it to be durable."""
         self.done = trio.Event()
@@ -95,7 +103,7 @@ class WriteBuffer:
     @property
     def empty(self) -> bool:
         """Whether there is nothing to commit."""
-        return not (self.layers or self.operations)
+        return not (self.layers or self.operations or self.moves)
 
     def layer(self, number: int) -> LayerBuffer:
         """This buffer's part of a layer, made at first use."""

@@ -1,9 +1,10 @@
 """Verifies a stopped pool, read-only: every checksum, every counter, every map entry.
 
 In order: superblocks; the checkpoint's catalogue, tables and directories; every page, its
-entries, and inherited entries against the layer they come from; live counts against what pages
-and directories add up to; every stored extent on every copy; then the log behind
-the checkpoint, whole commits on every copy. All copies are read, not just the first.
+entries, and inherited entries against the layer they come from; the live counts of segments and
+what layers store against what pages and directories add up to; every stored extent on every copy;
+then the log behind the checkpoint, whole commits on every copy. All copies are read, not just the
+first.
 """
 
 from collections import Counter
@@ -14,11 +15,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from blockdev.errors import DeviceError
-from storage import codec, commit, opening, pageblob, superblock
-from storage.blockmap import Merged
+from storage import codec, commit, gather, opening, pageblob, superblock
 from storage.codec import digest_of
 from storage.entry import (
+    BLOCK_BYTES,
     CHECK_MASK,
+    EXTENT_BLOCKS_MAX,
     KIND_MASK,
     KNOWN_KINDS,
     RAW,
@@ -30,12 +32,15 @@ from storage.errors import PoolError
 from storage.info import CheckReport, Damage
 from storage.layer import Layer
 from storage.member import MemberDevice, closing_offset
+from storage.merged import Merged
+from storage.meta import PIECE_BYTES_MAX
 from storage.opening import Opened
 from storage.pageblob import PAGE_BLOB_BYTES_MAX
 from storage.replay import Found
 from storage.roster import Roster
 from storage.segments import Segment
 from storage.superblock import RING_SLOTS, SUPERBLOCK_BYTES, Superblock
+from storage.usage import DELETED, Usage
 
 Progress = Callable[[str, int, int], None]
 
@@ -48,11 +53,13 @@ DAMAGE_MAX = 1000
 @dataclass
 class _Check:
     opened: Opened
+    was_clean: bool
     progress: Progress
     damage: list[Damage] = field(default_factory=list)
     extents: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)
     """By segment: offset to (stored bytes, check)."""
     live: Counter[int] = field(default_factory=Counter)
+    usage: Usage = field(default_factory=Usage)
     pages: int = 0
     commits: int = 0
     verified: int = 0
@@ -61,10 +68,6 @@ class _Check:
     def add(self, what: str, where: str, *, repairable: bool = False) -> None:
         if len(self.damage) < DAMAGE_MAX:
             self.damage.append(Damage(what, where, repairable))
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """No progress is shown."""
 
 
 async def check_pool(
@@ -77,14 +80,15 @@ async def check_pool(
     Raises:
         PoolError: the pool cannot be loaded at all; the message says what is damaged.
     """
-    found = await opening.read_all(members)
-    newest = opening.newest_of(found)
+    found = await gather.read_all(members)
+    newest = gather.newest_of(found)
     everybody = {row.uuid for row in newest.members}
-    attached = opening.attach(newest, found, without=everybody)
+    attached = gather.attach(newest, found, without=everybody)
     roster = Roster(newest, attached, newest.members)
     opened = await opening.load_checkpoint(roster, attached, PAGE_CACHE_BYTES, repair=False)
-    check = _Check(opened, progress or _silent)
+    check = _Check(opened, newest.clean, progress or (lambda *_: None))
     await _check_members(check, newest)
+    await _check_tables(check, newest)
     await _check_pages(check)
     _check_counts(check)
     await _check_extents(check)
@@ -112,6 +116,18 @@ async def _check_members(check: _Check, newest: Superblock) -> None:
                 if sb is None or sb.order != newest.order:
                     where = f"member={member.name} offset={offset}"
                     check.add("superblock is damaged", where, repairable=True)
+
+
+async def _check_tables(check: _Check, newest: Superblock) -> None:
+    """Opening was content with one good copy of each; here all are looked at."""
+    made = check.opened.root
+    if made is None:
+        return
+    pieces = [("checkpoint root", newest.root.a, newest.root.b)]
+    for part in ("catalogue", "segments", "directories", "usage"):
+        pieces += [(part, a, b) for a, b in getattr(made, part)]
+    for what, a, b in pieces:
+        await _check_blob(check, a, b, PIECE_BYTES_MAX, what, is_counted=False)
 
 
 # -- the map as of the checkpoint
@@ -151,6 +167,7 @@ async def _check_page(check: _Check, layer: Layer, number: int) -> None:
     _note_entries(check, own, where)
     for segment, stored in live_by_segment(own[:, 0], own[:, 1]).items():
         check.live[segment] += stored
+    check.usage.add(layer.number, own)
     if layer.parent is not None:
         await _check_inherited(check, layer, layer.parent, number, merged, where)
 
@@ -168,19 +185,47 @@ async def _check_inherited(
         above = await _merged(check, parent, number)
     except DeviceError:
         return  # reported where that page is checked
-    hints = ~merged.own
-    if bool((merged.entries[hints] != above.entries[hints]).any()):
-        check.add("inherited entries differ from the parent's", where)
+    differ = ~merged.own & (merged.entries != above.entries).any(axis=1)
+    for slot in differ.nonzero()[0].tolist():
+        # A hint may name where a block was before it was moved, which is as good until it is freed.
+        hint, exact = merged.entries[slot].tolist(), above.entries[slot].tolist()
+        kinds = hint[0] & KIND_MASK, exact[0] & KIND_MASK
+        if max(kinds) < RAW:
+            continue  # zeroes, of which a layer that nothing lies above keeps no entries
+        if min(kinds) < RAW or hint[1] == exact[1]:
+            same = hint[1] == exact[1] and kinds[0] == kinds[1]
+        else:
+            same = await _block_at(check, *hint) == await _block_at(check, *exact)
+        if not same:
+            check.add("inherited entries differ from the parent's", where)
+            return
 
 
-async def _check_blob(check: _Check, a: int, b: int, plain_bytes_max: int, what: str) -> bool:
-    """Verify one piece of metadata on every copy; False when no copy is good."""
+async def _block_at(check: _Check, a: int, b: int) -> bytes | None:
+    """The block behind an entry; None when no copy is good, which is reported elsewhere."""
+    at = unpack(a, b)
+    try:
+        plain = await check.opened.store.read_located(a, b, EXTENT_BLOCKS_MAX * BLOCK_BYTES)
+    except DeviceError:
+        return None
+    return plain[at.index * BLOCK_BYTES : (at.index + 1) * BLOCK_BYTES]
+
+
+async def _check_blob(
+    check: _Check, a: int, b: int, plain_bytes_max: int, what: str, *, is_counted: bool = True
+) -> bool:
+    """Verify one piece of metadata on every copy; False when no copy is good.
+
+    Live counts have pages and directories in them, but not the tables.
+    """
     at = unpack(a, b)
     segment = check.opened.table.get(at.segment)
     if segment is None:
         check.add("metadata points to no segment", f"{what} segment={at.segment}")
         return False
-    check.live[at.segment] += at.stored_bytes
+    if is_counted:
+        check.live[at.segment] += at.stored_bytes
+        check.usage.map_bytes += at.stored_bytes
     bad, good = [], 0
     for member, base in segment.places:
         try:
@@ -228,6 +273,36 @@ def _check_counts(check: _Check) -> None:
                 "live count is wrong",
                 f"segment={segment.number} recorded={segment.live_bytes} counted={counted}",
             )
+    _check_usage(check)
+
+
+def _check_usage(check: _Check) -> None:
+    """What layers store: recorded as counted, and with the map as much as segments hold."""
+    catalogue, recorded, counted = check.opened.catalogue, check.opened.usage, check.usage
+    merging = catalogue.merging()
+    for number, _, _ in [*counted]:
+        if catalogue.layers[number].dying:
+            counted.move(number, DELETED)
+        elif number in merging:
+            counted.move(number, _end_of_merges(merging, number))
+    said = {*recorded}
+    for layer, blocks, stored_bytes in sorted(said ^ {*counted}):
+        how = "recorded" if (layer, blocks, stored_bytes) in said else "counted"
+        where = f"layer={layer} {how}: blocks={blocks} bytes={stored_bytes}"
+        check.add("usage of a layer is wrong", where)
+    if recorded.map_bytes != counted.map_bytes:
+        where = f"recorded={recorded.map_bytes} counted={counted.map_bytes}"
+        check.add("size of the map is wrong", where)
+    held = sum(segment.live_bytes for segment in check.opened.table.all())
+    if recorded.data_bytes + recorded.map_bytes != held:
+        where = f"data={recorded.data_bytes} map={recorded.map_bytes} segments={held}"
+        check.add("layers and map do not add up to what segments hold", where)
+
+
+def _end_of_merges(merging: dict[int, int], number: int) -> int:
+    while number in merging:
+        number = merging[number]
+    return number
 
 
 # -- stored data
@@ -290,7 +365,9 @@ async def _bad_extents(  # type: ignore[no-untyped-def]
 
 
 async def _check_log(check: _Check) -> None:
-    async with aclosing(opening.replay(check.opened, level=False)) as commits:
+    async with aclosing(
+        opening.replay(check.opened, level=False, was_clean=check.was_clean)
+    ) as commits:
         async for found in commits:
             check.commits += 1
             await _check_commit(check, found)

@@ -6,41 +6,42 @@ written before, so an attempt that fails is forgotten and made again.
 
 Pages are taken in order, parents before children. For each the old version is read, the
 pending changes are applied, what they displace is taken off the live counts, and
-a delta or a new base is written.
+a delta or a new base is written. Then pages are written again that keep metadata segments which
+are mostly dead from coming back (`storage.relocate`).
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-import numpy as np
 import trio
 
 from blockdev.errors import DeviceError, NoSpaceError
-from storage import pageblob, root
-from storage.blockmap import BlockMap, Merged
+from storage import root
+from storage.accounting import Stock, take_stock
+from storage.blockmap import BlockMap
 from storage.catalogue import Catalogue
 from storage.codec import digest_of
-from storage.entry import KIND_MASK, RAW, SEGMENT_SHIFT, ZERO, Words, live_by_segment, unpack
+from storage.entry import SEGMENT_SHIFT
 from storage.layer import Layer
+from storage.merge import Merger
+from storage.merged import Merged
 from storage.meta import MetaWriteError, MetaWriter
-from storage.page import PendingPage, settle
-from storage.pageblob import CHUNK_PAGES, CHUNK_SHIFT
+from storage.page import PendingPage
+from storage.relocate import Relocator
 from storage.root import LogPosition, Root
 from storage.roster import Roster
 from storage.segments import Segment, SegmentTable, State
+from storage.staging import Frozen, read_page, store_page
 from storage.store import Store, only_full
 from storage.superblock import RootPointer, Superblock
+from storage.usage import DELETED, Usage
 
 log = logging.getLogger("cenote.storage")
 
-DELTA_ENTRIES_MAX = 48
-"""A page whose delta grows beyond this is written whole. About 1.12 bytes are then written
-per byte of uniform random data at 1 TiB; the optimum is flat."""
-
-DYING_PAGES = 4096
-"""Pages of dropped layers given back per checkpoint, so that none takes long (about 0.4 s)."""
+DELETED_PAGES = 4096
+"""Pages of deleted layers given back or merged per checkpoint, so that none takes long: some
+0.4 s when they are dropped, or 2 s when all of them have to be read and written anew."""
 
 PAGES_PER_TURN = 8
 """Then others run: a page takes about 60 us."""
@@ -48,51 +49,49 @@ PAGES_PER_TURN = 8
 ATTEMPTS_MAX = 4
 
 
-@dataclass
-class Frozen:
-    """The state of the pool at one commit, and what the checkpoint of it has staged."""
-
-    position: LogPosition
-    catalogue: bytes
-    parents: dict[int, Layer | None]
-    dying: set[int]
-    layers: list[Layer]
-    live: dict[int, int]
-    losses: dict[int, int]
-    delta: Counter[int] = field(default_factory=Counter)
-    """Live bytes gained and lost by segment."""
-    chunks: dict[tuple[int, int], Words] = field(default_factory=dict)
-    """Changed directory chunks by (layer, chunk)."""
-    located: dict[tuple[int, int], tuple[int, int]] = field(default_factory=dict)
-
-
 class Checkpointer:
     """Writes checkpoints, one at a time."""
 
     def __init__(
         self, blockmap: BlockMap, table: SegmentTable, store: Store, roster: Roster,
-        meta: MetaWriter, durable: Catalogue,
+        meta: MetaWriter, durable: Catalogue, usage: Usage, stock: Stock,
     ):  # fmt: skip
         self.number = roster.superblock.root.checkpoint
         self.position: LogPosition | None = None
-        """Where replay would start; None before the first checkpoint."""
-        self.dying_left = False
-        """Dropped layers still hold space: another checkpoint gives more of it back."""
+        """Where replay would start; None as long as there is no checkpoint."""
+        self.layers_left = bool(durable.merging()) or any(r.dying for r in durable.layers.values())
+        """Deleted layers still hold space: another checkpoint gives more of it back."""
+        self.usage = usage
+        """What layers store, as of the last checkpoint."""
+        self.stock = stock
+        """What segments hold, as of the last checkpoint."""
         self.cooling: set[int] = {s.number for s in table.all() if s.state is State.FREED}
+        self.whole: set[int] = set()
+        """Layers whose pages are to get a base of their own."""
+        self.rewrite: set[tuple[int, int]] = set()
+        """(layer, chunk) of directories of which no copy is good; the next one writes them anew."""
         self._map = blockmap
         self._table = table
         self._store = store
         self._roster = roster
         self._meta = meta
         self._durable = durable
+        self._merger = Merger(blockmap, meta)
+        self.relocator = Relocator(blockmap, table, meta)
         self._lock = trio.Lock()
         self._published = False
         """Superblocks of the attempt under way may be on members already."""
 
+    @property
+    def has_more_to_free(self) -> bool:
+        """Whether another checkpoint gives space back even if nothing happens until then."""
+        return bool(self.cooling) or self.layers_left
+
     async def run(
         self, position_now: Callable[[], LogPosition], *, clean: bool = False
-    ) -> list[int]:
-        """Write a checkpoint of the durable state; returns layers that are gone for good.
+    ) -> dict[int, int | None]:
+        """Write a checkpoint of the durable state; returns layers that are gone for good, and which
+        one has their blocks now, if any.
 
         Raises:
             NoSpaceError: even the reserve is used up.
@@ -131,13 +130,18 @@ class Checkpointer:
             catalogue=durable.pack(),
             parents={n: layer.parent for n, layer in layers.items()},
             dying={n for n, record in durable.layers.items() if record.dying},
+            merging=durable.merging(),
+            whole={n for n in self.whole if n in durable.layers and not durable.layers[n].dying},
             layers=[layers[n] for n in sorted(durable.layers)],
             live={s.number: s.live_bytes for s in self._table.all()},
             losses={m.index: m.losses for m in self._roster.in_sync()},
+            usage=self.usage.copy(),
         )
 
-    async def _attempt(self, frozen: Frozen, clean: bool) -> list[int]:
+    async def _attempt(self, frozen: Frozen, clean: bool) -> dict[int, int | None]:
+        before = self._meta.bytes_written
         await self._write_pages(frozen)
+        await self.relocator.relocate(frozen, self._meta.bytes_written - before)
         await self._write_chunks(frozen)
         freed = self._dead_segments(frozen)
         pointer = await self._write_root(frozen, freed)
@@ -150,62 +154,68 @@ class Checkpointer:
 
     async def _write_pages(self, frozen: Frozen) -> None:
         turns = 0
-        dying_left = DYING_PAGES
+        budget = DELETED_PAGES
         for layer in frozen.layers:
             if layer.number in frozen.dying:
-                dying_left -= await self._release_layer(frozen, layer, dying_left)
+                budget -= await self._release_layer(frozen, layer, budget)
                 continue
             for number in sorted(layer.frozen_pending):
                 await self._write_page(frozen, layer, number, layer.frozen_pending[number])
                 turns += 1
                 if turns % PAGES_PER_TURN == 0:
                     await trio.lowlevel.checkpoint()
+        for number in sorted(frozen.whole):
+            budget -= await self._write_whole(frozen, self._map.layers[number], budget)
+        for number in sorted(frozen.merging):
+            budget -= await self._merger.merge(frozen, self._map.layers[number], budget)
 
     async def _write_page(
         self, frozen: Frozen, layer: Layer, number: int, pending: PendingPage
     ) -> None:
-        def row_of(up: Layer, page: int) -> list[int] | None:
-            return _staged_row(frozen, up, page)
+        merged = await self._read(frozen, layer, number)
+        rootless = frozen.parents[layer.number] is None
+        if frozen.resolve(layer.number, merged, pending, rootless=rootless):
+            await self._put_page(frozen, layer, number, merged)
 
-        def parent_of(up: Layer) -> Layer | None:
-            return frozen.parents[up.number]
+    async def _write_whole(self, frozen: Frozen, layer: Layer, budget: int) -> int:
+        """Give pages a base that have none; returns how many it was."""
+        done = 0
+        for number in layer.directory.without_base():
+            if done >= budget:
+                break
+            row = frozen.row(layer, number)
+            if row is not None and not row[0]:  # else it was written a moment ago
+                await self._put_page(frozen, layer, number, await self._read(frozen, layer, number))
+                done += 1
+                if done % PAGES_PER_TURN == 0:
+                    await trio.lowlevel.checkpoint()
+        return done
 
-        merged = await self._map.read_merged(layer, number, row_of, parent_of, self._meta.fetch)
-        old_row = row_of(layer, number) or [0, 0, 0, 0]
-        _resolve(frozen, merged, pending, rootless=parent_of(layer) is None)
-        new_row = await self._store_page(merged, old_row)
-        for at in (0, 2):
-            if old_row[at] != new_row[at] or old_row[at + 1] != new_row[at + 1]:
-                _count(frozen, old_row[at], old_row[at + 1], -1)
-                _count(frozen, new_row[at], new_row[at + 1], +1)
-        _stage_row(frozen, layer, number, new_row)
+    async def _read(self, frozen: Frozen, layer: Layer, number: int) -> Merged:
+        return await read_page(self._map, self._meta, frozen, layer, number)
 
-    async def _store_page(self, merged: Merged, old_row: list[int]) -> list[int]:
-        kinds = merged.entries[:, 0] & np.uint64(KIND_MASK)
-        present = kinds.nonzero()[0]
-        changed = merged.changed.nonzero()[0]
-        if not len(present):
-            return [0, 0, 0, 0]
-        whole = len(changed) > DELTA_ENTRIES_MAX
-        slots = present if whole else changed
-        blob = pageblob.encode_page(slots, merged.entries[slots], merged.own[slots])
-        a, b = await self._meta.append(blob)
-        return [a, b, 0, 0] if whole else [old_row[0], old_row[1], a, b]
+    async def _put_page(self, frozen: Frozen, layer: Layer, number: int, merged: Merged) -> None:
+        old_row = frozen.row(layer, number) or [0, 0, 0, 0]
+        whole = layer.number in frozen.whole
+        new_row = await store_page(self._meta, merged, old_row, whole=whole)
+        frozen.replace_blobs([old_row], new_row)
+        frozen.stage(layer, number, new_row)
 
     async def _release_layer(self, frozen: Frozen, layer: Layer, budget: int) -> int:
         """Give back up to `budget` pages of a dropped layer; returns how many it was."""
+        frozen.usage.move(layer.number, DELETED)
         for pending in layer.frozen_pending.values():
-            _release(frozen, pending.expand()[1])
+            frozen.release(pending.named())
         done = 0
         for number in list(layer.directory.pages()):
             if done >= budget:
                 break
             row = layer.directory.get(number)
             assert row is not None
-            _release(frozen, await self._map.own_entries(layer, number, row))
-            _count(frozen, row[0], row[1], -1)
-            _count(frozen, row[2], row[3], -1)
-            _stage_row(frozen, layer, number, [0, 0, 0, 0])
+            frozen.displace(DELETED, await self._map.own_entries(row, number))
+            frozen.count(row[0], row[1], -1)
+            frozen.count(row[2], row[3], -1)
+            frozen.stage(layer, number, [0, 0, 0, 0])
             done += 1
             if done % PAGES_PER_TURN == 0:
                 await trio.lowlevel.checkpoint()
@@ -214,14 +224,18 @@ class Checkpointer:
     # -- directories, tables, root
 
     async def _write_chunks(self, frozen: Frozen) -> None:
-        by_number = {layer.number: layer for layer in frozen.layers}
-        for (layer_number, chunk_number), chunk in frozen.chunks.items():
-            old = by_number[layer_number].directory.located.get(chunk_number, (0, 0))
-            _count(frozen, *old, -1)
-            if chunk.any():
-                new = await self._meta.append(chunk.astype("<u8", copy=False).tobytes())
-                _count(frozen, *new, +1)
-                frozen.located[layer_number, chunk_number] = new
+        for owner in frozen.layers:
+            for lost in [chunk for number, chunk in self.rewrite if number == owner.number]:
+                if lost in owner.directory.located:
+                    frozen.chunk(owner, lost)
+        for layer in frozen.layers:
+            located = frozen.located[layer.number] = {}
+            for number, chunk in frozen.chunks.get(layer.number, {}).items():
+                frozen.count(*layer.directory.located.get(number, (0, 0)), -1)
+                if chunk.any():
+                    new = await self._meta.append(chunk.astype("<u8", copy=False).tobytes())
+                    frozen.count(*new, +1)
+                    located[number] = new
 
     def _dead_segments(self, frozen: Frozen) -> list[Segment]:
         return [
@@ -247,15 +261,16 @@ class Checkpointer:
         append = self._meta.append_long
         catalogue = await append(frozen.catalogue)
         segments = await append(rows)
-        directories = await append(root.pack_index(_index_rows(frozen)))
+        directories = await append(root.pack_index(frozen.index_rows()))
+        usage = await append(frozen.usage.pack())
         listed = {s.number for s in kept} | self.cooling
         begun = {s.number for s in self._table.all() if not s.announced_in} - listed
-        begun |= {a >> SEGMENT_SHIFT for a, _ in (*catalogue, *segments, *directories)}
+        begun |= {a >> SEGMENT_SHIFT for a, _ in (*catalogue, *segments, *directories, *usage)}
         extra = [(number, self._table[number].copies) for number in sorted(begun)]
         number = self.number + 1
         made = Root(
             number, frozen.position, self._table.next_number, catalogue, segments,
-            directories, extra,
+            directories, usage, frozen.usage.map_bytes, extra,
         )  # fmt: skip
         packed = made.pack()
         if len(packed) > root.ROOT_BYTES_MAX:
@@ -274,29 +289,34 @@ class Checkpointer:
             if member.losses != frozen.losses.get(member.index, member.losses):
                 # Another flush failed meanwhile, and with it maybe what was written here (R4).
                 raise MetaWriteError([])
+        if any(self._table.is_degraded(segment) for segment in self._meta.written):
+            # It failed elsewhere meanwhile, stale since a commit that may be this one: it would
+            # not be known to miss this when it comes back (R5).
+            raise MetaWriteError([])
 
     # -- afterwards
 
-    def _settle(self, frozen: Frozen, freed: list[Segment]) -> list[int]:
+    def _settle(self, frozen: Frozen, freed: list[Segment]) -> dict[int, int | None]:
         self.number += 1
         self.position = frozen.position
+        self.rewrite -= {(n, c) for n, chunks in frozen.chunks.items() for c in chunks}
         self._meta.keep()
-        by_number = {layer.number: layer for layer in frozen.layers}
-        for (layer_number, chunk_number), chunk in frozen.chunks.items():
-            directory = by_number[layer_number].directory
-            where = frozen.located.get((layer_number, chunk_number))
-            if where is None:
-                directory.chunks.pop(chunk_number, None)
-                directory.located.pop(chunk_number, None)
-            else:
-                directory.chunks[chunk_number] = chunk
-                directory.located[chunk_number] = where
+        self.usage = frozen.usage
+        for layer in frozen.layers:
+            located = frozen.located[layer.number]
+            for number, chunk in frozen.chunks.get(layer.number, {}).items():
+                if number in located:
+                    layer.directory.put(number, chunk, located[number])
+                else:
+                    layer.directory.drop(number)
         for layer in self._map.layers.values():
             layer.frozen_pending = {}
+            layer.frozen_gained = 0
         self._map.generation += 1
         for number, change in frozen.delta.items():
-            self._table[number].live_bytes += change
+            self._table.add_live(number, change)
         self._forget_cooled(freed)
+        self.stock = self._take_stock(frozen)
         return self._gone(frozen)
 
     def _forget_cooled(self, freed: list[Segment]) -> None:
@@ -311,15 +331,21 @@ class Checkpointer:
             segment.state = State.FREED
         self.cooling = still_read | {segment.number for segment in freed}
 
-    def _gone(self, frozen: Frozen) -> list[int]:
-        gone = []
-        self.dying_left = False
-        for number in frozen.dying:
+    def _take_stock(self, frozen: Frozen) -> Stock:
+        def live_bytes(segment: Segment) -> int:
+            return frozen.live.get(segment.number, 0) + frozen.delta[segment.number]
+
+        meta = self._meta.segment
+        end = (meta.number, self._meta.offset) if meta is not None else None
+        return take_stock(self._table.all(), live_bytes, frozen.position, end)
+
+    def _gone(self, frozen: Frozen) -> dict[int, int | None]:
+        gone: dict[int, int | None] = {}
+        for number in (*frozen.dying, *frozen.merging):
             layer = self._map.layers[number]
-            if layer.directory.chunks or layer.pending:
-                self.dying_left = True
-            else:
-                gone.append(number)
+            if not (layer.directory or layer.pending or layer.overlays):
+                gone[number] = frozen.merging.get(number)
+        self.layers_left = len(gone) < len(frozen.dying) + len(frozen.merging)
         return gone
 
 
@@ -334,64 +360,3 @@ def _with_root(
     )
     durable = max(sb.durable_commit, position.commit)
     return replace(sb, root=pointer, jumps=jumps, durable_commit=durable, clean=clean)
-
-
-def _staged_row(frozen: Frozen, layer: Layer, number: int) -> list[int] | None:
-    chunk = frozen.chunks.get((layer.number, number >> CHUNK_SHIFT))
-    if chunk is None:
-        return layer.directory.get(number)
-    row: list[int] = chunk[number & (CHUNK_PAGES - 1)].tolist()
-    return row if row[0] or row[2] else None
-
-
-def _stage_row(frozen: Frozen, layer: Layer, number: int, row: list[int]) -> None:
-    key = (layer.number, number >> CHUNK_SHIFT)
-    chunk = frozen.chunks.get(key)
-    if chunk is None:
-        old = layer.directory.chunks.get(key[1])
-        chunk = np.zeros((CHUNK_PAGES, 4), dtype=np.uint64) if old is None else old.copy()
-        frozen.chunks[key] = chunk
-    chunk[number & (CHUNK_PAGES - 1)] = row
-
-
-def _index_rows(frozen: Frozen) -> list[tuple[int, int, int, int]]:
-    rows = []
-    for layer in frozen.layers:
-        located = dict(layer.directory.located)
-        for (number, chunk), where in frozen.located.items():
-            if number == layer.number:
-                located[chunk] = where
-        for number, chunk in frozen.chunks:
-            if number == layer.number and (number, chunk) not in frozen.located:
-                located.pop(chunk, None)
-        rows += [(layer.number, chunk, a, b) for chunk, (a, b) in located.items()]
-    return rows
-
-
-def _resolve(frozen: Frozen, merged: Merged, pending: PendingPage, *, rootless: bool) -> None:
-    """Apply pending changes to a page and take what they displace off the counts (R6, R7)."""
-    slots, entries = pending.expand()
-    last = settle(slots)
-    _release(frozen, entries[~last])
-    slots, entries = slots[last], entries[last]
-    mine = merged.own[slots]
-    _release(frozen, merged.entries[slots[mine]])
-    merged.entries[slots] = entries
-    merged.own[slots] = True
-    merged.changed[slots] = True
-    if rootless:
-        # Nothing lies below: a zero block is an absent one, and takes no entry.
-        zero = (merged.entries[:, 0] & np.uint64(KIND_MASK)) == ZERO
-        merged.entries[zero] = 0
-        merged.own[zero] = False
-
-
-def _release(frozen: Frozen, entries: Words) -> None:
-    for segment, stored in live_by_segment(entries[:, 0], entries[:, 1]).items():
-        frozen.delta[segment] -= stored
-
-
-def _count(frozen: Frozen, a: int, b: int, sign: int) -> None:
-    if a & KIND_MASK >= RAW:
-        at = unpack(a, b)
-        frozen.delta[at.segment] += sign * at.stored_bytes

@@ -33,9 +33,20 @@ A record is a header and a body, padded with zeros to a multiple of 8:
     type 2  ZEROES     rows of 16: u64 first block, u64 blocks
     type 3  OPERATION  msgpack, see `storage.catalogue`
     type 4  ANNOUNCE   u64 segment, then its copies, 8 bytes each: u16 member, u16 1, u32 slot
+    type 5  MOVES      u64 count, then rows of 40: u64 first block | blocks << 56, then word A and
+                       word B of where the first block was and of where it is now (R11); stored
+                       as forty planes of `count` bytes, as lz4 if the body is shorter than they
+    type 6  PLACED     u64 segment, u64 bytes used, then its copies as in ANNOUNCE: payload that
+                       moves name; it was flushed before this commit was written (R13)
 
-Replay applies the records of a commit by type: ZEROES first, then EXTENTS, then the rest.
-What a commit does is whole or not at all: it counts when header, table and payload are good.
+Replay applies the records of a commit by type: PLACED first, then ZEROES, EXTENTS, MOVES, and
+then the rest. A move counts for a block only if the layer's own entry of it still is exactly the
+old one. What a commit does is whole or not at all: it counts when header, table and payload
+are good.
+
+Blocks that are moved lie in segments of their own. There too each batch has a header and a
+record table, with EXTENTS alone, so that what a segment holds can be found from the
+segment. These are not part of the chain: the magic is b"CENMOVED", number and previous are 0.
 """
 
 import struct
@@ -46,11 +57,13 @@ from uuid import UUID
 import numpy as np
 from typing_extensions import Buffer
 
+from storage import codec
 from storage.codec import digest_of
 from storage.entry import (
     CHECK_SHIFT,
     INDEX_STEP,
     KIND_MASK,
+    LZ4,
     OFFSET_GRAIN_BYTES,
     OFFSET_MASK,
     RAW,
@@ -58,16 +71,20 @@ from storage.entry import (
     Words,
 )
 from storage.errors import DamagedError, FormatVersionError
+from storage.pageblob import PAGE_BLOCKS
 from storage.superblock import Copy
 
 HEADER_BYTES = 128
 VERSION = 1
 MAGIC = b"CENCOMIT"
+MOVED_MAGIC = b"CENMOVED"
 
 EXTENTS = 1
 ZEROES = 2
 OPERATION = 3
 ANNOUNCE = 4
+MOVES = 5
+PLACED = 6
 SKIPPABLE = 1
 
 COMMIT_BYTES_MAX = 16 << 20
@@ -80,6 +97,7 @@ BLOCK_NUMBER_MASK = (1 << 40) - 1
 _HEADER = struct.Struct("<8sHHI16sQQIIQQQQ32xQ")
 _RECORD = struct.Struct("<HHIQ")
 _ANNOUNCE = struct.Struct("<Q")
+_PLACED = struct.Struct("<QQ")
 _COPY = struct.Struct("<HHI")
 assert _HEADER.size == HEADER_BYTES
 assert _RECORD.size == 16
@@ -113,6 +131,26 @@ class LayerExtents:
     hash_tops: Words
 
 
+MOVE_COUNT_SHIFT = 56
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMoves:
+    """Where blocks of one layer went; `rows` of shape (n, 5), u64, as in the table above."""
+
+    layer: int
+    rows: Words
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A segment outside the log that moves name, and how much of it is used."""
+
+    segment: int
+    used_bytes: int
+    copies: tuple[Copy, ...]
+
+
 @dataclass(slots=True)
 class Records:
     """The record table of one commit, decoded."""
@@ -123,18 +161,21 @@ class Records:
     operations: list[bytes] = field(default_factory=list)
     announced: list[tuple[int, tuple[Copy, ...]]] = field(default_factory=list)
     """(segment, its copies)"""
+    moves: list[LayerMoves] = field(default_factory=list)
+    placed: list[Placed] = field(default_factory=list)
 
     @property
     def count(self) -> int:
         """How many changes to the map these are; what replay is bounded by."""
-        return sum(len(e.blocks) for e in self.extents) + len(self.zeroes)
+        moved = sum(len(m.rows) for m in self.moves)
+        return sum(len(e.blocks) for e in self.extents) + len(self.zeroes) + moved
 
 
-def encode_header(header: CommitHeader) -> tuple[bytes, int]:
+def encode_header(header: CommitHeader, magic: bytes = MAGIC) -> tuple[bytes, int]:
     """The header's 128 bytes, and its checksum, which the next header repeats."""
     packed = bytearray(HEADER_BYTES)
     _HEADER.pack_into(
-        packed, 0, MAGIC, VERSION, 0, header.table_bytes, header.pool_uuid.bytes,
+        packed, 0, magic, VERSION, 0, header.table_bytes, header.pool_uuid.bytes,
         header.number, header.segment, header.offset, header.total_bytes, header.epoch,
         header.durable_through, header.previous, header.table_digest, 0,
     )  # fmt: skip
@@ -143,14 +184,14 @@ def encode_header(header: CommitHeader) -> tuple[bytes, int]:
     return bytes(packed), checksum
 
 
-def decode_header(data: Buffer) -> CommitHeader | None:
+def decode_header(data: Buffer, magic: bytes = MAGIC) -> CommitHeader | None:
     """Read a header; None when the bytes are not one.
 
     Raises:
         FormatVersionError: made by a newer Cenote.
     """
     view = memoryview(data)
-    if len(view) < HEADER_BYTES or view[:8] != MAGIC:
+    if len(view) < HEADER_BYTES or view[:8] != magic:
         return None
     (_, version, _flags, table_bytes, pool, number, segment, offset, total_bytes, epoch,
      durable_through, previous, table_digest, checksum) = _HEADER.unpack_from(view)  # fmt: skip
@@ -186,10 +227,20 @@ def encode_table(records: Records) -> bytes:
     )
     parts.extend(_record(OPERATION, 0, operation) for operation in records.operations)
     for segment, copies in records.announced:
-        body = _ANNOUNCE.pack(segment)
-        body += b"".join(_COPY.pack(copy.member, 1, copy.slot) for copy in copies)
-        parts.append(_record(ANNOUNCE, 0, body))
+        parts.append(_record(ANNOUNCE, 0, _ANNOUNCE.pack(segment) + _pack_copies(copies)))
+    for placed in records.placed:
+        body = _PLACED.pack(placed.segment, placed.used_bytes) + _pack_copies(placed.copies)
+        parts.append(_record(PLACED, 0, body))
+    parts.extend(_record(MOVES, moves.layer, _encode_moves(moves.rows)) for moves in records.moves)
     return b"".join(parts)
+
+
+def _pack_copies(copies: tuple[Copy, ...]) -> bytes:
+    return b"".join(_COPY.pack(copy.member, 1, copy.slot) for copy in copies)
+
+
+def _unpack_copies(body: memoryview) -> tuple[Copy, ...]:
+    return tuple(Copy(member, slot) for member, _, slot in _COPY.iter_unpack(body))
 
 
 def decode_table(table: Buffer) -> Records:
@@ -204,14 +255,21 @@ def decode_table(table: Buffer) -> Records:
             records.extents.append(_decode_extents(layer, body))
         elif kind == ZEROES:
             _expect(len(body) % 16 == 0, "zero ranges")
-            pairs = struct.iter_unpack("<QQ", body)
-            records.zeroes.extend((layer, first, count) for first, count in pairs)
+            for first, count in struct.iter_unpack("<QQ", body):
+                _expect(count > 0 and first + count <= BLOCK_NUMBER_MASK + 1, "zeroed blocks")
+                records.zeroes.append((layer, first, count))
         elif kind == OPERATION:
             records.operations.append(bytes(body))
         elif kind == ANNOUNCE:
             _expect(len(body) >= 16 and len(body) % 8 == 0, "announcement")
-            copies = tuple(Copy(m, slot) for m, _, slot in _COPY.iter_unpack(body[8:]))
-            records.announced.append((_ANNOUNCE.unpack_from(body)[0], copies))
+            records.announced.append((_ANNOUNCE.unpack_from(body)[0], _unpack_copies(body[8:])))
+        elif kind == MOVES:
+            records.moves.append(_decode_moves(layer, body))
+        elif kind == PLACED:
+            _expect(len(body) >= 24 and len(body) % 8 == 0, "placement")
+            copies = _unpack_copies(body[16:])
+            segment, used_bytes = _PLACED.unpack_from(body)
+            records.placed.append(Placed(segment, used_bytes, copies))
         elif not flags & SKIPPABLE:
             raise DamagedError(f"commit holds a record unknown here: type={kind}")
     return records
@@ -231,6 +289,7 @@ def _walk(table: memoryview) -> Iterator[tuple[int, int, int, memoryview]]:
 def _decode_extents(layer: int, body: memoryview) -> LayerExtents:
     _expect(len(body) % 24 == 0, "extents")
     rows = np.frombuffer(body, dtype="<u8").reshape(-1, 3)
+    _expect(bool(((rows[:, 1] & np.uint64(KIND_MASK)) >= RAW).all()), "places of blocks")
     return LayerExtents(
         layer,
         blocks=rows[:, 0] & np.uint64(BLOCK_NUMBER_MASK),
@@ -238,6 +297,31 @@ def _decode_extents(layer: int, body: memoryview) -> LayerExtents:
         b=rows[:, 2].copy(),
         hash_tops=rows[:, 0] >> np.uint64(HASH_TOP_SHIFT),
     )
+
+
+def _encode_moves(rows: Words) -> bytes:
+    planes = rows.astype("<u8", copy=False).view(np.uint8).T.tobytes()
+    return len(rows).to_bytes(8, "little") + codec.pack(planes)[1]
+
+
+def _decode_moves(layer: int, body: memoryview) -> LayerMoves:
+    count = int.from_bytes(body[:8], "little")
+    plain_bytes = count * 40
+    _expect(len(body) >= 8 and 0 < plain_bytes <= COMMIT_BYTES_MAX, "number of moves")
+    planes: Buffer = body[8:]
+    if len(body) - 8 < plain_bytes:
+        planes = codec.expand(LZ4, planes, plain_bytes)
+    _expect(memoryview(planes).nbytes == plain_bytes, "moves")
+    bytes_by_row = np.frombuffer(memoryview(planes), dtype=np.uint8).reshape(40, count).T
+    rows = np.ascontiguousarray(bytes_by_row).view("<u8")
+    counts = rows[:, 0] >> np.uint64(MOVE_COUNT_SHIFT)
+    last = (rows[:, 0] & np.uint64(PAGE_BLOCKS - 1)) + counts
+    # A row stays within one map page: the cleaner cuts extents that do not.
+    _expect(bool((counts > 0).all() and (last <= PAGE_BLOCKS).all()), "moved blocks")
+    for word in (1, 3):
+        kinds = rows[:, word] & np.uint64(KIND_MASK)
+        _expect(bool((kinds >= RAW).all()), "places of moved blocks")
+    return LayerMoves(layer, rows)
 
 
 def _expect(condition: bool, what: str) -> None:

@@ -6,13 +6,11 @@ from uuid import UUID
 from storage.entry import SEGMENT_BYTES_MAX
 from storage.environment import Environment
 from storage.errors import InvalidArgumentError
-from storage.member import Member, MemberDevice, check_size, closing_offset, slots_in
+from storage.member import Member, MemberDevice, check_size, erase_superblocks, slots_in
 from storage.names import check_host
 from storage.superblock import (
     COPIES_MAX,
     MEMBERS_MAX,
-    RING_SLOTS,
-    SUPERBLOCK_BYTES,
     MemberRow,
     RootPointer,
     Superblock,
@@ -90,9 +88,6 @@ async def create_pool(
         copies=copies, clean=True, root=RootPointer(), jumps=(), members=rows,
     )  # fmt: skip
     for index, each in enumerate(members):
-        # Superblocks of an earlier life of the device must not come back.
-        for slot in range(RING_SLOTS):
-            await each.device.write(slot * SUPERBLOCK_BYTES, bytes(SUPERBLOCK_BYTES))
-        await each.device.write(closing_offset(each.device.size_bytes), bytes(SUPERBLOCK_BYTES))
+        await erase_superblocks(each.device)
         await Member(index, each, rows[index], segment).write_superblock(sb)
     return sb.pool_uuid

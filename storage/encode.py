@@ -17,7 +17,15 @@ import numpy as np
 from storage import commit
 from storage.buffer import LayerBuffer, WriteBuffer
 from storage.codec import compress, digest_of
-from storage.commit import HASH_TOP_SHIFT, HEADER_BYTES, CommitHeader, LayerExtents, Records
+from storage.commit import (
+    HASH_TOP_SHIFT,
+    HEADER_BYTES,
+    CommitHeader,
+    LayerExtents,
+    LayerMoves,
+    Placed,
+    Records,
+)
 from storage.entry import (
     BLOCK_BYTES,
     KIND_MASK,
@@ -132,6 +140,8 @@ class EncodedCommit:
     packed: list[bytes | memoryview]
     packed_bytes: int
     raw: list[memoryview]
+    moves: list[LayerMoves] = field(default_factory=list)
+    placed: list[Placed] = field(default_factory=list)
 
     def placed_bytes_max(self, align: int) -> int:
         """No placement of it is larger; what must be left in the segment."""
@@ -139,6 +149,7 @@ class EncodedCommit:
         zeroes = sum(len(layer.zeroes) for layer in self.layers)
         table = 24 * extents + 32 * zeroes + 32 * len(self.layers)
         table += sum(24 + len(operation) for operation in self.operations)
+        table += sum(32 + 40 * len(moves.rows) for moves in self.moves) + 64 * len(self.placed)
         head = HEADER_BYTES + table + OFFSET_GRAIN_BYTES + self.packed_bytes
         return -(-head // BLOCK_BYTES) * BLOCK_BYTES + len(self.raw) * BLOCK_BYTES + align
 
@@ -158,8 +169,9 @@ def encode(buffer: WriteBuffer) -> EncodedCommit:
     for number, part in buffer.layers.items():
         encoder.add_layer(number, part)
     return EncodedCommit(
-        encoder.layers, buffer.operations, encoder.packed, encoder.packed_bytes, encoder.raw
-    )
+        encoder.layers, buffer.operations, encoder.packed, encoder.packed_bytes, encoder.raw,
+        buffer.moves, buffer.placed,
+    )  # fmt: skip
 
 
 def place(
@@ -167,13 +179,15 @@ def place(
     header: CommitHeader,
     align: int,
     announced: tuple[tuple[int, tuple[Copy, ...]], ...] = (),
+    magic: bytes = commit.MAGIC,
 ) -> PlacedCommit:
-    """Give a commit its place in the log.
+    """Give a commit its place in the log, or a batch of moved blocks its place elsewhere.
 
     `header` has everything but the sizes, the digest and the checksum. Cost: one pass to
     join the payload, and a few numpy calls per layer.
     """
     records = Records(operations=encoded.operations, announced=list(announced))
+    records.moves, records.placed = encoded.moves, encoded.placed
     for layer in encoded.layers:
         records.zeroes.extend((layer.layer, f, end - f) for f, end in layer.zeroes)
         if layer.blocks:
@@ -193,7 +207,7 @@ def place(
     final = replace(
         header, total_bytes=total, table_bytes=table_bytes, table_digest=digest_of(table)
     )
-    head, checksum = commit.encode_header(final)
+    head, checksum = commit.encode_header(final, magic)
     data = bytearray().join(
         (
             head, table, _PADDING[: packed_at - HEADER_BYTES - table_bytes], *encoded.packed,

@@ -79,3 +79,17 @@ class InUseError(DeviceError):
 
     errno = _errno.EBUSY
     exit_code = 33
+
+
+class StreamError(DeviceError):
+    """A stream of `cenote send` is damaged, cut short, or none; resume it, or send it again."""
+
+    errno = _errno.EBADMSG
+    exit_code = 34
+
+
+class BaseMissingError(DeviceError):
+    """The snapshot that a stream is the difference to is not here; send that one first, or all."""
+
+    errno = _errno.ENOENT
+    exit_code = 35

@@ -1,6 +1,6 @@
 """What the pool tells about itself: plain values, ready for JSON."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
 
@@ -52,6 +52,36 @@ class PoolInfo:
     volumes: int
     snapshots: int
     members: list[MemberInfo]
+    promised_bytes: int = 0
+    """Free, but kept for volumes with reservations."""
+
+    @property
+    def used_percent(self) -> int:
+        """How full the pool is for volumes without reservations, rounded down."""
+        taken = self.size_bytes - self.free_bytes + self.promised_bytes
+        return min(100, max(0, 100 * taken // self.size_bytes)) if self.size_bytes else 0
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivingInfo:
+    """The snapshot that a volume is going to be, and how far it has got."""
+
+    snapshot: str
+    """`VOL@SNAP`."""
+    position_bytes: int
+    """Everything before this offset is there."""
+    token: str
+    """For `cenote send --resume`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flattening:
+    """A volume gets copies of what it inherits; `error` is why it does not go on just now."""
+
+    pages_done: int
+    pages: int
+    """Of the map, of 4 MiB each, that the volumes above it have something in."""
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +91,21 @@ class VolumeInfo:
     name: str
     size_bytes: int
     origin: str | None
-    """`VOL@SNAP` that a clone was made from, while that snapshot exists."""
+    """`VOL@SNAP` or `VOL` that a clone was made from, while that exists."""
     snapshots: int
     clients: int
     created: str
+    description: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    protected: bool = False
+    limits: dict[str, float] = field(default_factory=dict)
+    """`requests_per_s`, `bytes_per_s` and `burst_s`, as far as they are set."""
+    receiving: ReceivingInfo | None = None
+    """Set while it is no volume yet, but a snapshot that is being received, or was until
+    something interrupted it."""
+    space: dict[str, int] = field(default_factory=dict)
+    """`reserve_bytes` and `cap_bytes`, as far as they are set."""
+    flattening: Flattening | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +117,121 @@ class SnapshotInfo:
     size_bytes: int
     clones: int
     created: str
+    description: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    protected: bool = False
+    uuid: str = ""
+    """The same wherever the snapshot was sent to."""
+    schedule: str = ""
+    """What made it, if it is automatic."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemberSpace:
+    """Where the bytes of one member are. All but `reserve_bytes`, which is a part of
+    `free_bytes`, add up to `size_bytes`."""
+
+    uuid: UUID
+    name: str
+    host: str
+    size_bytes: int
+    overhead_bytes: int
+    """Superblocks, and an end too short for a segment."""
+    used_bytes: int
+    cooling_bytes: int
+    """Freed, and reusable after the next checkpoint."""
+    free_bytes: int
+    reserve_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpace:
+    """Where the bytes of the pool are, in one copy.
+
+    What segments hold is as of `commit`, the last checkpoint; segments begun since are `newer`.
+    The parts add up: unique, shared and deleted to `data_bytes`; data, map, dead, unwritten, newer,
+    cooling and free to `total_bytes`.
+    """
+
+    commit: int
+    commits_since: int
+    total_bytes: int
+    mapped_bytes: int
+    """Data before compression."""
+    data_bytes: int
+    unique_bytes: int
+    """In layers that one volume reaches, itself or through its snapshots."""
+    shared_bytes: int
+    """In layers that several volumes reach, counted once."""
+    deleted_bytes: int
+    """Of deleted volumes and snapshots: checkpoints give it back."""
+    map_bytes: int
+    dead_bytes: int
+    """Overwritten, deleted, and what surrounds data in the log: a segment comes back whole."""
+    unwritten_bytes: int
+    """Ends of segments."""
+    newer_bytes: int
+    cooling_bytes: int
+    free_bytes: int
+    reserve_bytes: int
+    """Part of the free bytes that only deletes, trims and checkpoints may take."""
+    promised_bytes: int
+    """Part of the free bytes: reservations, as far as volumes do not hold them yet."""
+    members: list[MemberSpace]
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSpace:
+    """What a volume with its snapshots, or one snapshot, takes, as of `commit`. Unique and shared
+    bytes add up to the stored ones.
+
+    For a volume, unique is what deleting it with its snapshots gives back. For a snapshot, it is
+    what only this snapshot reaches; what it shares with the volume or other snapshots is shared.
+    """
+
+    name: str
+    size_bytes: int
+    mapped_bytes: int
+    """Data before compression, of all versions that are kept."""
+    stored_bytes: int
+    unique_bytes: int
+    shared_bytes: int
+    written_bytes: int
+    """Stored since the last snapshot; for a snapshot, since the one before it."""
+    own_bytes: int
+    """Unique data before compression: what reservation and cap count."""
+    commit: int
+
+
+class NodeKind(StrEnum):
+    """What a node of the tree is."""
+
+    VOLUME = "volume"
+    SNAPSHOT = "snapshot"
+    KEPT = "kept"
+    """Deleted, and still needed: two or more others stand on it."""
+    MERGING = "merging"
+    """Deleted, on its way into the one other that stands on it."""
+    FREEING = "freeing"
+    """Deleted, on its way back to free space."""
+
+
+@dataclass(frozen=True, slots=True)
+class TreeNode:
+    """A volume or a snapshot, or what is left of deleted ones.
+
+    A snapshot is shown under its volume, and a clone under what it stands on.
+    """
+
+    name: str
+    """`VOL`, `VOL@SNAP`, or `#NUMBER` for what has no name any more."""
+    kind: NodeKind
+    parent: str | None
+    size_bytes: int = 0
+    created: str = ""
+    protected: bool = False
+    pages_left: int = 0
+    """Of the map, while it is merged or given back; each maps 4 MiB."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,12 @@ from typing_extensions import Buffer
 
 from blockdev.errors import ClosedError, DeviceError, NoSpaceError
 from storage.buffer import LayerBuffer, WriteBuffer
+from storage.commit import LayerMoves, Placed
 from storage.entry import BLOCK_SHIFT
 from storage.layer import Layer
 from storage.space import SpaceBudget
 
+MOVE_COST_BYTES = 40
 RECORDS_MAX = 4096
 """Zero ranges and operations in one buffer; keeps record tables small."""
 
@@ -94,7 +96,7 @@ class Intake:
                 assert taken
                 done += n
             else:
-                await self._wait_for_room()
+                await self.wait_for_room()
 
     def _fits(self) -> int:
         """Blocks that the open buffer still takes; a full one is sealed and another opened."""
@@ -112,24 +114,42 @@ class Intake:
             buffer = self.open or self._open_buffer(reserve=True)
             if buffer is not None:
                 break
-            await self._wait_for_room()
+            await self.wait_for_room()
             _refuse_closed(target)
         self._join(buffer, target.layer).put_zeroes(first, end)
         buffer.records += 1
         if buffer.records >= RECORDS_MAX:
             self.seal()
 
-    def put_operation(self, operation: bytes) -> WriteBuffer:
-        """Log an operation behind all writes so far and seal (R9); returns the buffer."""
+    def refuse_operations(self) -> None:
+        """Raise if no operation can be logged now."""
         if self.failure is not None:
             raise self.failure
         if self.stalled is not None:
             raise NoSpaceError(str(self.stalled))
+
+    def put_operation(self, operation: bytes) -> WriteBuffer:
+        """Log an operation behind all writes so far and seal (R9); returns the buffer."""
+        self.refuse_operations()
         # One more small buffer beyond the bound at most: operations are rare and serial.
         buffer = self.open or self._open_buffer(reserve=True, unbounded=True)
         assert buffer is not None
         buffer.operations.append(operation)
         self.seal()
+        return buffer
+
+    def put_moves(self, moves: list[LayerMoves], placed: list[Placed]) -> WriteBuffer:
+        """Log where blocks were moved to, behind all writes so far; returns the buffer. What it
+        takes of the log comes out of the reserve, as moves are what gives space back.
+        """
+        if self.failure is not None:
+            raise self.failure
+        buffer = self.open or self._open_buffer(reserve=True, unbounded=True)
+        assert buffer is not None
+        buffer.moves, buffer.placed = moves, placed
+        self._space.claim(buffer, sum(len(each.rows) for each in moves) * MOVE_COST_BYTES)
+        self.seal()
+        buffer.wanted = True
         return buffer
 
     def _join(self, buffer: WriteBuffer, layer: Layer) -> LayerBuffer:
@@ -142,19 +162,21 @@ class Intake:
     def _open_buffer(self, *, reserve: bool = False, unbounded: bool = False) -> WriteBuffer | None:
         if self.failure is not None:
             raise self.failure
-        blocks = 0 if self.stalled else self._space.grant(self._room_in_segment(), unbounded)
+        room = self._room_in_segment()
+        blocks = 0 if self.stalled else self._space.grant(room, unbounded, self.queue)
         if not blocks and not (reserve and self._space.has_memory(unbounded)):
             return None
         self.open = WriteBuffer(blocks, trio.current_time())
         self._space.held(self.open)
         return self.open
 
-    async def _wait_for_room(self) -> None:
+    async def wait_for_room(self) -> None:
+        """Wait until it is worth trying again to put something. Raises as `put`."""
         if self.failure is not None:
             raise self.failure
         if self.stalled:
             raise NoSpaceError(str(self.stalled))
-        if self._space.busy or self._space.paused:
+        if self._space.busy or self._space.paused or self._space.is_paced:
             # A flush of what is written gives memory back, and tells what space is left.
             self.starved = True
             self.kick.set()

@@ -71,7 +71,8 @@ class Log:
         self.durable = start
         """Everything through this point is durable."""
         self.commits = 0
-        """Since this log was opened."""
+        self.bytes_written = 0
+        """Both since this log was opened."""
         self.intake = Intake(space, self._room_in_segment, self._sealed)
         self._end = start
         self._env = env
@@ -139,7 +140,7 @@ class Log:
             fua = buffer.wanted and len(self.intake.queue) == 1 and not self._retained
             placed = await self._append(encoded, fua=fua)
             self.intake.queue.popleft()
-            self._space.written(buffer)
+            self._space.written(buffer, placed.header.total_bytes)
             self._retain(placed, buffer)
             if fua and len(self._retained) == 1:
                 self._losses.clear()
@@ -226,6 +227,7 @@ class Log:
         self._segment.used_bytes = self._end.offset
         self._segment.last_commit = header.number
         self.commits += 1
+        self.bytes_written += header.total_bytes
 
     def _retain(self, placed: PlacedCommit, buffer: WriteBuffer | None) -> None:
         self._retained.append(Written(self._end, placed.records, buffer))
@@ -247,16 +249,20 @@ class Log:
 
     def _settle(self) -> None:
         """All that is written is durable: the map takes it, waiters go on."""
-        done, self._retained = self._retained, []
+        settled = 0
+        try:
+            for written in self._retained:
+                self.durable = written.position
+                self._on_durable(written)
+                if written.buffer is not None:
+                    self._space.released(written.buffer)
+                    written.buffer.done.set()
+                settled += 1
+        finally:  # who waits for one that the map did not take hears of it
+            del self._retained[:settled]
         self._retained_bytes = 0
         self._relocations = 0
         self.intake.starved = False
-        for written in done:
-            self.durable = written.position
-            self._on_durable(written)
-            if written.buffer is not None:
-                self._space.released(written.buffer)
-                written.buffer.done.set()
         self.intake.pulse()
 
     # -- failures

@@ -11,7 +11,7 @@ import trio
 from typing_extensions import Buffer
 
 from blockdev.device import BlockDevice
-from blockdev.errors import DeviceError
+from blockdev.errors import CacheLostError, DeviceError
 from storage import superblock
 from storage.errors import DamagedError, MemberTooSmallError
 from storage.superblock import (
@@ -50,7 +50,8 @@ class Member:
     """An attached device and what the pool knows of it.
 
     Reads and writes take absolute device offsets and align to the device's grain. A failed
-    flush raises `losses`: whoever wrote before it compares the number it saw then (R4).
+    flush raises `losses`, and so does a device that says of any operation that its cache is
+    lost: whoever wrote before it compares the number it saw then (R4).
     """
 
     def __init__(self, index: int, offered: MemberDevice, row: MemberRow, segment_bytes: int):
@@ -70,6 +71,7 @@ class Member:
         self._segment_bytes = segment_bytes
         # One flush at a time, so that a failure the kernel reports once is seen in order.
         self._flush_lock = trio.Lock()
+        self._overwrite_lock = trio.Lock()
 
     @property
     def in_sync(self) -> bool:
@@ -90,31 +92,80 @@ class Member:
         grain = self.device.block_bytes
         before = offset % grain
         span = -(-(before + length) // grain) * grain
-        around = self.device.try_read(offset - before, span)
+        try:
+            around = self.device.try_read(offset - before, span)
+        except CacheLostError:
+            self.losses += 1
+            raise
         return None if around is None else memoryview(around)[before : before + length]
 
     async def read(self, offset: int, length: int) -> Buffer:
         """Read any range, in the device's grain below. Raises as `BlockDevice.read`."""
         grain = self.device.block_bytes
         if grain == 1 or not (offset % grain or length % grain):
-            return await self.device.read(offset, length)
+            return await self._read(offset, length)
         start = offset - offset % grain
         end = -(-(offset + length) // grain) * grain
-        around = memoryview(await self.device.read(start, end - start))
+        around = memoryview(await self._read(start, end - start))
         return around[offset - start : offset - start + length]
+
+    async def _read(self, offset: int, length: int) -> Buffer:
+        try:
+            return await self.device.read(offset, length)
+        except CacheLostError:
+            self.losses += 1
+            raise
+
+    async def read_medium(self, offset: int, length: int) -> Buffer:
+        """Read any range from the medium itself. Raises as `BlockDevice.read_medium`."""
+        grain = self.device.block_bytes
+        start = offset - offset % grain
+        end = -(-(offset + length) // grain) * grain
+        try:
+            around = memoryview(await self.device.read_medium(start, end - start))
+        except CacheLostError:
+            self.losses += 1
+            raise
+        return around[offset - start : offset - start + length]
+
+    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
+        """Write whole grains. Raises as `BlockDevice.write`."""
+        try:
+            await self.device.write(offset, data, fua=fua)
+        except DeviceError as error:
+            if fua or isinstance(error, CacheLostError):
+                self.losses += 1
+            raise
+
+    async def allocate(self, offset: int, length: int) -> None:
+        """Reserve space below. Raises as `BlockDevice.allocate`."""
+        try:
+            await self.device.allocate(offset, length)
+        except CacheLostError:
+            self.losses += 1
+            raise
+
+    async def trim(self, offset: int, length: int) -> None:
+        """Give space back. Raises as `BlockDevice.trim`."""
+        try:
+            await self.device.trim(offset, length)
+        except CacheLostError:
+            self.losses += 1
+            raise
 
     async def overwrite(self, offset: int, data: Buffer) -> None:
         """Repair any range in place, keeping its neighbours. Raises as `BlockDevice.write`."""
         grain = self.device.block_bytes
         view = memoryview(data)
         if grain == 1 or not (offset % grain or len(view) % grain):
-            await self.device.write(offset, view)
+            await self.write(offset, view)
             return
         start = offset - offset % grain
         end = -(-(offset + len(view)) // grain) * grain
-        around = bytearray(memoryview(await self.device.read(start, end - start)))
-        around[offset - start : offset - start + len(view)] = view
-        await self.device.write(start, around)
+        async with self._overwrite_lock:  # or the repair of a neighbour is undone
+            around = bytearray(memoryview(await self._read(start, end - start)))
+            around[offset - start : offset - start + len(view)] = view
+            await self.write(start, around)
 
     async def flush(self) -> None:
         """Flush the device; on failure everything since the last good flush is lost (R4)."""
@@ -125,13 +176,27 @@ class Member:
                 self.losses += 1
                 raise
 
+    async def flush_since(self, losses: int) -> None:
+        """Flush what was written since `losses` was the number of losses.
+
+        Raises:
+            DeviceError: the flush failed, or some of it was lost before.
+        """
+        await self.flush()
+        if self.losses != losses:
+            raise CacheLostError(f"an earlier flush failed: member={self.name}")
+
     async def write_superblock(self, sb: Superblock) -> None:
         """Write one superblock to the ring and to the end, then flush."""
         data = superblock.encode(sb.for_member(self.index))
-        place = sb.sequence % RING_SLOTS * SUPERBLOCK_BYTES
-        await self.device.write(place, data)
-        await self.device.write(closing_offset(self.size_bytes), data)
-        await self.flush()
+        losses = self.losses
+        for place in self.superblock_places(sb):
+            await self.write(place, data)
+        await self.flush_since(losses)
+
+    def superblock_places(self, sb: Superblock) -> tuple[int, int]:
+        """Device offsets at which a superblock is kept: in the ring and at the end."""
+        return sb.sequence % RING_SLOTS * SUPERBLOCK_BYTES, closing_offset(self.size_bytes)
 
 
 async def read_superblock(device: BlockDevice) -> Superblock | None:
@@ -163,6 +228,13 @@ async def read_superblock(device: BlockDevice) -> Superblock | None:
     if not found and failures:
         raise DamagedError(f"no superblock can be read: {failures[0]}")
     return max(found, key=lambda sb: sb.order, default=None)
+
+
+async def erase_superblocks(device: BlockDevice) -> None:
+    """Make sure that superblocks of an earlier life of the device do not come back. Not flushed."""
+    for slot in range(RING_SLOTS):
+        await device.write(slot * SUPERBLOCK_BYTES, bytes(SUPERBLOCK_BYTES))
+    await device.write(closing_offset(device.size_bytes), bytes(SUPERBLOCK_BYTES))
 
 
 def check_size(offered: MemberDevice, segment_bytes: int) -> int:

@@ -10,7 +10,7 @@ from blockdev.errors import DeviceError
 from storage import codec
 from storage.codec import digest_of
 from storage.entry import OFFSET_GRAIN_BYTES, pack_a, pack_b, unpack
-from storage.segments import MemberFailedError, Segment, SegmentTable, State
+from storage.segments import MemberFailedError, Role, Segment, SegmentTable, State
 from storage.store import Failure, Store
 
 CHUNK_BYTES = 1 << 20
@@ -36,6 +36,8 @@ class MetaWriter:
         self.segment: Segment | None = None
         self.offset = 0
         """Where the next chunk is written; what lies before is on the members."""
+        self.bytes_written = 0
+        """Since the pool was opened."""
         self.commit = 0
         """The commit that is checkpointed; a member stale since before it misses this."""
         self._store = store
@@ -44,6 +46,8 @@ class MetaWriter:
         self._chunk = bytearray()
         self._begun: list[Segment] = []
         """Segments begun since `keep`."""
+        self.written: list[Segment] = []
+        """Segments written to since `keep`."""
         self._kept: tuple[Segment | None, int] = (None, 0)
 
     def go_on(self, segment: int, offset: int) -> None:
@@ -94,9 +98,10 @@ class MetaWriter:
         if segment is not None:
             segment.state = State.SEALED
         try:
-            self.segment = await self._table.allocate()
+            self.segment = await self._table.allocate(role=Role.META)
         except MemberFailedError as failed:
             raise MetaWriteError([Failure(failed.member, failed)]) from failed
+        self._begun.append(self.segment)
         self.offset = 0
         return self.segment
 
@@ -107,6 +112,9 @@ class MetaWriter:
         data = self._chunk
         data += bytes(-len(data) % self._align)
         self._chunk = bytearray()
+        self.bytes_written += len(data)
+        if self.segment not in self.written:
+            self.written.append(self.segment)
         failures = await self._store.write(self.segment, self.offset, data)
         self.offset += len(data)
         self.segment.used_bytes = self.offset
@@ -122,6 +130,7 @@ class MetaWriter:
         """What was written is named by superblocks now."""
         self._kept = (self.segment, self.offset)
         self._begun = []
+        self.written = []
 
     def abandon(self, *, maybe_named: bool) -> None:
         """Forget what was written since `keep`: nothing names it, and its space is free again.
@@ -130,6 +139,7 @@ class MetaWriter:
         checkpoint finds it dead.
         """
         self._chunk = bytearray()
+        self.written = []
         if maybe_named:
             if self.segment is not None:
                 self.segment.state = State.SEALED

@@ -7,13 +7,13 @@ Only then is anything served.
 """
 
 import logging
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from uuid import UUID
+from dataclasses import dataclass, field, replace
 
 from blockdev.errors import DeviceError
 from storage import pageblob, root
+from storage.accounting import Stock, take_stock
 from storage.blockmap import BlockMap
 from storage.catalogue import Catalogue, decode
 from storage.codec import digest_of
@@ -22,30 +22,27 @@ from storage.environment import Environment
 from storage.errors import (
     DamagedError,
     FencedError,
-    ForeignMemberError,
     FormatVersionError,
-    MissingMemberError,
-    NotAMemberError,
     PoolError,
 )
 from storage.layer import Layer
+from storage.lineage import LayerChanges
 from storage.log import with_jump
-from storage.member import Member, MemberDevice, read_superblock
+from storage.member import Member, read_superblock
 from storage.meta import PIECE_BYTES_MAX
 from storage.replay import Found, Replay
 from storage.root import LogPosition, Piece, Root
 from storage.roster import Roster
-from storage.segments import SegmentTable, State
+from storage.segments import Role, SegmentTable, State
 from storage.store import Store
 from storage.superblock import Jump, MemberRow, Superblock
+from storage.usage import Usage
 
 log = logging.getLogger("cenote.storage")
 
 BATCH_COMMITS = 256
 """Applied together in replay: pages are touched once for all of them. Their records are held
 in memory meanwhile, a few MiB."""
-
-Offered = list[tuple[MemberDevice, Superblock]]
 
 
 @dataclass
@@ -59,96 +56,13 @@ class Opened:
     catalogue: Catalogue
     position: LogPosition
     root: Root | None
+    usage: Usage
+    stock: Stock
     meta_end: tuple[int, int] | None
     """(segment, offset) where metadata goes on."""
     replayed: int
-
-
-# -- who is here
-
-
-async def read_all(offered: Sequence[MemberDevice]) -> Offered:
-    """Every device with its newest superblock.
-
-    Raises:
-        NotAMemberError: a device has none.
-    """
-    found: Offered = []
-    for each in offered:
-        sb = await read_superblock(each.device)
-        if sb is None:
-            raise NotAMemberError(
-                f"not a member of a pool, or its superblocks are destroyed: member={each.name}"
-            )
-        found.append((each, sb))
-    if not found:
-        raise MissingMemberError("no member is attached: name at least one")
-    return found
-
-
-def newest_of(found: Offered) -> Superblock:
-    """The superblock that counts, after making sure that all belong together.
-
-    Raises:
-        ForeignMemberError: members of several pools, a copied member, or a pool that was taken
-            twice on different members.
-    """
-    newest_device, newest = max(found, key=lambda pair: pair[1].order)
-    known = {row.uuid: row for row in newest.members}
-    seen: dict[UUID, str] = {}
-    for each, sb in found:
-        if sb.pool_uuid != newest.pool_uuid:
-            raise ForeignMemberError(
-                f"members belong to different pools: {each.name} is of pool {sb.pool_uuid}, "
-                f"{newest_device.name} of {newest.pool_uuid}"
-            )
-        if sb.me.uuid in seen:
-            raise ForeignMemberError(
-                f"one member twice, is one a copy? detach one of: {seen[sb.me.uuid]}, {each.name}"
-            )
-        if sb.me.uuid not in known:
-            raise ForeignMemberError(f"no longer a member of this pool: member={each.name}")
-        seen[sb.me.uuid] = each.name
-        if each.device.size_bytes < known[sb.me.uuid].size_bytes:
-            raise DamagedError(
-                f"member is smaller than it was: member={each.name} "
-                f"size={each.device.size_bytes} was={known[sb.me.uuid].size_bytes}"
-            )
-        _refuse_split(newest, newest_device.name, sb, each.name)
-    return newest
-
-
-def _refuse_split(newest: Superblock, newest_name: str, sb: Superblock, name: str) -> None:
-    """Both sides of a pool that went on twice without each other are kept from being mixed."""
-    mine = next(row for row in sb.members if row.uuid == newest.me.uuid)
-    twice = sb.epoch == newest.epoch and sb.holder != newest.holder
-    if twice or (mine.stale_since is not None and newest.me.stale_since is None):
-        raise ForeignMemberError(
-            "the pool was opened separately on different members, which now differ; "
-            f"detach the side you do not want: {newest_name}, {name}"
-        )
-
-
-def attach(newest: Superblock, found: Offered, without: Collection[UUID]) -> list[Member | None]:
-    """Members in the order of the table; None for those missing.
-
-    Raises:
-        MissingMemberError: one that is not recorded stale is missing (R5).
-    """
-    by_uuid = {sb.me.uuid: each for each, sb in found}
-    members: list[Member | None] = []
-    for index, row in enumerate(newest.members):
-        each = by_uuid.get(row.uuid)
-        if each is not None:
-            members.append(Member(index, each, row, newest.segment_bytes))
-            continue
-        if row.stale_since is None and row.uuid not in without:
-            raise MissingMemberError(
-                f"a member is missing that the pool counts on, attach it or open without it: "
-                f"member={row.uuid} host={row.host}"
-            )
-        members.append(None)
-    return members
+    losses: dict[int, int] = field(default_factory=dict)
+    """`losses` of each member when the replay began to make copies alike."""
 
 
 # -- taking it
@@ -223,27 +137,38 @@ async def read_pieces(store: Store, pieces: list[Piece], what: str) -> bytes:
         raise DamagedError(f"the {what} is damaged on every copy: {error}") from error
 
 
-def make_layers(catalogue: Catalogue, blockmap: BlockMap) -> None:
-    """Make the layers that the catalogue has and the map has not; parents come first."""
-    for number in sorted(catalogue.layers):
-        if number not in blockmap.layers:
-            parent = catalogue.layers[number].parent
-            blockmap.layers[number] = Layer(number, blockmap.layers[parent] if parent else None)
+def make_layers(numbers: Iterable[int], catalogue: Catalogue, blockmap: BlockMap) -> None:
+    """Make layers that the catalogue has and the map has not; parents come first."""
+    for number in numbers:
+        record = catalogue.layers[number]
+        parent = blockmap.layers[record.parent] if record.parent else None
+        layer = blockmap.layers[number] = Layer(number, parent)
+        layer.copied = record.copied
 
 
-def detach_dying(catalogue: Catalogue, blockmap: BlockMap) -> None:
-    """Take dropped layers out of the tree; what they stored is given back by checkpoints."""
-    for number, record in catalogue.layers.items():
+def follow(changes: LayerChanges, blockmap: BlockMap) -> None:
+    """Do to the map's layers what a durable operation did to the catalogue's; new ones are there.
+
+    Those that are severed keep their pages in memory, as what these hold does not change. Those
+    that are dropped leave the tree; what they stored is given back by checkpoints.
+    """
+    for number in changes.copied:
+        blockmap.layers[number].copied = True
+    for number in changes.severed:
         layer = blockmap.layers[number]
-        if record.dying and layer.parent is not None:
+        if layer.parent is not None:
             layer.parent.children.remove(layer)
             layer.parent = None
-        if record.dying and layer.children:
-            for child in layer.children:
-                child.parent = None
-            layer.children = []
-        if record.dying and layer.pages:
-            blockmap.drop_layer_pages(layer)
+        blockmap.generation += 1
+    for number in changes.dropped:
+        layer = blockmap.layers[number]
+        if layer.parent is not None:
+            layer.parent.children.remove(layer)
+            layer.parent = None
+        for child in layer.children:
+            child.parent = None
+        layer.children = []
+        blockmap.drop_layer_pages(layer)
 
 
 async def load_directories(made: Root, store: Store, blockmap: BlockMap) -> None:
@@ -259,14 +184,16 @@ async def load_directories(made: Root, store: Store, blockmap: BlockMap) -> None
             raise DamagedError(
                 f"a page directory is damaged on every copy: layer={layer_number}: {error}"
             ) from error
-        layer.directory.chunks[chunk_number] = pageblob.decode_chunk(blob)
-        layer.directory.located[chunk_number] = (a, b)
+        layer.directory.put(chunk_number, pageblob.decode_chunk(blob), (a, b))
 
 
-async def load(roster: Roster, members: list[Member | None], cache_bytes: int) -> Opened:
+async def load(
+    roster: Roster, members: list[Member | None], cache_bytes: int, *, was_clean: bool
+) -> Opened:
     """Load the newest checkpoint, replay the log behind it, and bring its copies level."""
     opened = await load_checkpoint(roster, members, cache_bytes)
-    async with aclosing(replay(opened)) as commits:
+    opened.losses = {member.index: member.losses for member in roster.in_sync()}
+    async with aclosing(replay(opened, was_clean=was_clean)) as commits:
         async for _ in commits:
             pass
     return opened
@@ -284,6 +211,7 @@ async def load_checkpoint(
     blockmap = BlockMap(store, table, cache_bytes)
     start = LogPosition(0, 0, 0, 0)
     meta_end: tuple[int, int] | None = None
+    usage, stock = Usage(), Stock()
     if made is not None:
         catalogue = Catalogue.unpack(await read_pieces(store, made.catalogue, "catalogue"))
         rows = await read_pieces(store, made.segments, "segment table")
@@ -291,19 +219,25 @@ async def load_checkpoint(
         table.load(rows)
         table.next_number = max(table.next_number, made.next_segment)
         for number, copies in ((sb.root.a >> 25, sb.root.copies), *made.extra):
-            known = table.get(number) or table.adopt(number, copies)
+            known = table.get(number)
+            if known is None:
+                known = table.adopt(number, copies)
+                known.role = Role.META
             # Rows are older than the last pieces: how much is used is not known exactly.
             known.used_bytes = table.segment_bytes
         store = Store(table, repair=repair)
         blockmap = BlockMap(store, table, cache_bytes)
-        make_layers(catalogue, blockmap)
-        detach_dying(catalogue, blockmap)
+        make_layers(sorted(catalogue.layers), catalogue, blockmap)
         await load_directories(made, store, blockmap)
+        usage = Usage.unpack(await read_pieces(store, made.usage, "usage table"), made.map_bytes)
         start = made.position
         meta_end = _end_of(sb)
+        stock = take_stock(table.all(), lambda segment: segment.live_bytes, start, meta_end)
     for jump in sb.jumps:
         table.adopt(jump.segment, jump.copies).announced_in = jump.after_commit
-    return Opened(roster, table, store, blockmap, catalogue, start, made, meta_end, replayed=0)
+    return Opened(
+        roster, table, store, blockmap, catalogue, start, made, usage, stock, meta_end, replayed=0
+    )
 
 
 def _end_of(sb: Superblock) -> tuple[int, int]:
@@ -312,15 +246,21 @@ def _end_of(sb: Superblock) -> tuple[int, int]:
     return sb.root.a >> 25, -(-offset // sb.commit_align) * sb.commit_align
 
 
-async def replay(opened: Opened, *, level: bool = True) -> AsyncGenerator[Found, None]:
+async def replay(
+    opened: Opened, *, level: bool = True, was_clean: bool = False
+) -> AsyncGenerator[Found, None]:
     """Apply the log behind the checkpoint, many commits at once, and yield each commit.
 
-    With `level`, copies of commits that nobody knows to be durable are made alike (R3).
+    There is none after a clean stop. With `level`, copies of commits that nobody knows to be
+    durable are made alike (R3).
     """
     sb = opened.roster.superblock
     # The log only ever leaves a segment behind a commit that is durable.
     durable = max(sb.durable_commit, *(jump.after_commit for jump in sb.jumps), 0)
-    walk = Replay(opened.table, sb.pool_uuid, sb.jumps, opened.position, durable, level=level)
+    walk = Replay(
+        opened.table, sb.pool_uuid, sb.jumps, opened.position, durable, level=level,
+        was_clean=was_clean,
+    )  # fmt: skip
     batch: list[Records] = []
     async with aclosing(walk.commits_in_order()) as commits:
         async for found in commits:
@@ -338,9 +278,9 @@ def _apply(opened: Opened, batch: list[Records]) -> None:
     opened.blockmap.apply_all(batch)
     for records in batch:
         for operation in records.operations:
-            opened.catalogue.apply(decode(operation))
-            make_layers(opened.catalogue, opened.blockmap)
-            detach_dying(opened.catalogue, opened.blockmap)
+            changes = opened.catalogue.apply(decode(operation))
+            make_layers(changes.made, opened.catalogue, opened.blockmap)
+            follow(changes, opened.blockmap)
     batch.clear()
 
 
@@ -351,6 +291,8 @@ async def begin(opened: Opened, *, was_clean: bool) -> None:
     copies, as it may only have been in a cache, and the log goes on in a fresh segment.
     """
     roster, table, at = opened.roster, opened.table, opened.position
+    for each in table.all():  # what no commit came to name is dead
+        each.last_commit = min(each.last_commit, at.commit)
     segment = table.get(at.announced or at.segment)
     if was_clean and segment is not None and table.has_all_copies(segment):
         _seal_others(opened, keep=segment.number)
@@ -361,6 +303,10 @@ async def begin(opened: Opened, *, was_clean: bool) -> None:
             f"a member cannot be flushed, detach it or repair it: "
             f"member={failures[0].member.name}: {failures[0].error}"
         )
+    for member in roster.in_sync():
+        known = opened.losses.get(member.index, member.losses)
+        if opened.replayed and member.losses != known:
+            raise DeviceError(f"a member lost writes meanwhile, open again: member={member.name}")
     fresh = await table.allocate(announced_in=at.commit)
     jump = Jump(at.commit, at.checksum, fresh.number, fresh.copies)
     await roster.publish(

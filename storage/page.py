@@ -5,6 +5,9 @@ one by one through a memoryview, in bulk by slices. It is immutable while it is 
 several layers, and copied before the first change (R6).
 """
 
+from itertools import pairwise
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +19,8 @@ PAGE_COST_BYTES = PAGE_BLOCKS * 16 + 700
 
 ROW_BYTES = 24
 COUNT_SHIFT = 16
+_FIRST, _TO, _FROM = 1 << 60, 1 << 61, 1 << 62
+"""Marks in the head of a row: of a move, and the first one of a commit."""
 SLOT_MASK = (1 << COUNT_SHIFT) - 1
 
 
@@ -37,22 +42,75 @@ class Page:
         return Page(self.entries.copy(), owner)
 
 
+class Step(NamedTuple):
+    """Changes of one page that take effect together: shapes (n,) and (n, 2)."""
+
+    slots: NDArray[np.int64]
+    entries: Words
+    old: Words | None
+    """For moves: what the entry has to be for the change to count; no slot comes twice then."""
+
+    def apply(self, entries: Words) -> None:
+        """Change the merged entries of a page, shape (1024, 2); the last of repeats counts."""
+        if self.old is None:
+            entries[self.slots] = self.entries
+            return
+        hits = (entries[self.slots] == self.old).all(axis=1)
+        entries[self.slots[hits]] = self.entries[hits]
+
+
 class PendingPage:
     """Durable changes of one page, oldest first: rows of three u64 in one flat buffer.
 
     Row: (slot | blocks << 16, word A, word B of the first block). One row may stand for a
-    compressed extent, or a zero range, of several blocks.
+    compressed extent, or a zero range, of several blocks. A move is two rows: where the
+    blocks were, marked, and where they are now (R11).
     """
 
-    __slots__ = ("rows",)
+    __slots__ = ("has_moves", "rows")
 
     def __init__(self) -> None:
         self.rows = bytearray()
+        self.has_moves = False
 
-    def expand(self) -> tuple[NDArray[np.int64], Words]:
-        """(slots (n,), entries (n, 2)), one per block, oldest first, repeats included."""
+    def add(self, rows: Words) -> None:
+        """Append changes, shape (n, 3)."""
+        self.rows += rows.tobytes()
+
+    def add_moves(self, rows: Words) -> None:
+        """Append the moves of one commit, shape (2n, 3), from and to in turn, not marked yet."""
+        marked = rows.copy()
+        marked[0::2, 0] |= np.uint64(_FROM)
+        marked[1::2, 0] |= np.uint64(_TO)
+        marked[0, 0] |= np.uint64(_FIRST)
+        self.rows += marked.tobytes()
+        self.has_moves = True
+
+    def steps(self) -> list[Step]:
+        """All changes in order, one item per block within each step."""
         rows = np.frombuffer(bytes(self.rows), dtype="<u8").reshape(-1, 3)
-        return expand_rows(rows)
+        if not self.has_moves:
+            return [Step(*expand_rows(rows), None)]
+        moving = (rows[:, 0] & np.uint64(_FROM | _TO)) != 0
+        begins = (rows[:, 0] & np.uint64(_FIRST)) != 0
+        begins[1:] |= moving[1:] != moving[:-1]
+        cuts = [*begins.nonzero()[0].tolist(), len(rows)]
+        if cuts[0]:
+            cuts.insert(0, 0)
+        steps = []
+        for start, stop in pairwise(cuts):
+            piece = rows[start:stop].copy()
+            piece[:, 0] &= np.uint64(_FIRST - 1)
+            if moving[start]:
+                slots, entries = expand_rows(piece[1::2])
+                steps.append(Step(slots, entries, expand_rows(piece[0::2])[1]))
+            else:
+                steps.append(Step(*expand_rows(piece), None))
+        return steps
+
+    def named(self) -> Words:
+        """Every entry that these changes bring, shape (n, 2), whether it still counts or not."""
+        return np.concatenate([step.entries for step in self.steps()])
 
 
 def expand_rows(rows: Words) -> tuple[NDArray[np.int64], Words]:

@@ -18,23 +18,37 @@ import trio
 
 from blockdev.device import BlockDevice
 from blockdev.errors import DeviceError, NoSpaceError
-from storage import catalogue as catalogue_module
-from storage import opening
-from storage.catalogue import Operation
+from storage import gather, opening
+from storage.accounting import pool_space, volume_spaces
+from storage.arrivals import identify
+from storage.catalogue import Operation, decode, encode
 from storage.checkpoint import Checkpointer
+from storage.cleaner import Cleaner
+from storage.contexts import Contexts
 from storage.creation import create_pool
 from storage.environment import Environment
-from storage.info import PoolInfo, SnapshotInfo, VolumeInfo
+from storage.errors import DamagedError
+from storage.flatten import Flattener
+from storage.growth import Growth
+from storage.info import PoolInfo, PoolSpace, VolumeSpace
 from storage.log import Log, Written
 from storage.member import MemberDevice, read_superblock
 from storage.meta import MetaWriter
-from storage.opening import Opened, detach_dying, make_layers
+from storage.mover import Mover
+from storage.opening import Opened, follow, make_layers
+from storage.quota import Quotas
 from storage.reader import ExtentCache, Reader
-from storage.report import pool_info, snapshot_info, volume_info
+from storage.reclaim import Reclaimer
+from storage.report import pool_info
 from storage.resync import Resync
+from storage.scrub import Scrubber
 from storage.settings import PoolSettings
 from storage.space import SpaceBudget
-from storage.volume import Volume
+from storage.status import Status
+from storage.transfers import Transfers
+from storage.trimmer import Trimmer
+from storage.victim import Living
+from storage.volume import Volume, VolumeState
 from storage.volumes import Volumes
 
 __all__ = ["MemberDevice", "Pool", "PoolSettings", "create_pool", "open_pool", "probe_member"]
@@ -78,11 +92,12 @@ async def open_pool(
     Raises:
         PoolError: and its kinds say why the pool cannot be opened.
     """
-    found = await opening.read_all(members)
-    newest = opening.newest_of(found)
-    attached = opening.attach(newest, found, without)
+    found = await gather.read_all(members)
+    newest = gather.newest_of(found)
+    attached = gather.attach(newest, found, without)
     roster = await opening.take(newest, attached, env)
-    opened = await opening.load(roster, attached, max(settings.page_cache_bytes, 4 << 20))
+    cache_bytes = max(settings.page_cache_bytes, 4 << 20)
+    opened = await opening.load(roster, attached, cache_bytes, was_clean=newest.clean)
     await Resync(opened.table, opened.roster).bring_back()
     await opening.begin(opened, was_clean=newest.clean)
     pool = Pool(opened, settings, env)
@@ -105,7 +120,7 @@ async def open_pool(
         raise failure
 
 
-class Pool:
+class Pool(Transfers):
     """An open pool."""
 
     def __init__(self, opened: Opened, settings: PoolSettings, env: Environment):
@@ -117,31 +132,61 @@ class Pool:
         self.store = opened.store
         self._env = env
         self._settings = settings
+        identify(opened.catalogue, opened.roster.superblock.pool_uuid)
         self._durable = opened.catalogue
         self._live = opened.catalogue.copy()
         self.space = SpaceBudget(self.table, settings.buffer_bytes, self._make_room)
         self._log = Log(
             env, self.table, self.store, self.roster, self.space, opened.position, self._on_durable
         )
-        self.roster.on_change = self._members_changed
+        self.roster.on_change = self.table.relocate_all
         self._reader = Reader(
             self.blockmap, self.store, ExtentCache(max(settings.extent_cache_bytes, 1 << 20))
         )
+        self._status = Status(self.blockmap)
+        self.growth = Growth(self.roster, self.table, env, self._log.intake.pulse)
         meta = MetaWriter(self.store, self.table, self.roster.superblock.commit_align)
         at = opened.meta_end
         if at is not None and self.table.has_all_copies(self.table[at[0]]):
             meta.go_on(*at)
         self._checkpointer = Checkpointer(
-            self.blockmap, self.table, self.store, self.roster, meta, self._durable
-        )
+            self.blockmap, self.table, self.store, self.roster, meta, self._durable,
+            opened.usage, opened.stock,
+        )  # fmt: skip
+        if opened.root is not None:
+            self._checkpointer.position = opened.root.position
         self._checkpointed_commit = opened.root.position.commit if opened.root else 0
         self._checkpointed_at = trio.current_time()
         self._commits_at_checkpoint = -opened.replayed
         self._table_changed = False
         """Copies were added that no checkpoint knows of."""
         self._room_lock = trio.Lock()
-        self._full_at = -1
-        self._volumes = Volumes(self._live, self.blockmap, env.wall_clock)
+        mover = Mover(
+            self.store, self.table, self.roster, self._log.intake, lambda: self._log.durable.commit
+        )
+        living = Living(self.blockmap, self._durable)
+        self.scrubber = Scrubber(
+            env, self.table, self.store, self.roster, self.blockmap, self._durable, living,
+            self._checkpointer, lambda: self._log.durable.commit, self.checkpoint,
+        )  # fmt: skip
+        self.cleaner = Cleaner(env, self.table, self.store, self.roster, self.space, mover, living)
+        self._reclaimer = Reclaimer(
+            self.table, self.space, self.cleaner, self._checkpointer, self.checkpoint,
+            lambda: self._log.durable.commit, lambda: self._log.intake.failure is None,
+            self._log.intake.pulse,
+        )  # fmt: skip
+        self.cleaner.on_gain = self._gained
+        self.quotas = Quotas(
+            self._live, self.blockmap.layers, lambda: self._checkpointer.usage, self.space,
+            self._log.intake.flush, self._count_anew,
+        )  # fmt: skip
+        volumes = Volumes(self._live, self.blockmap, self.quotas, env)
+        super().__init__(self._live, volumes, self.blockmap, self.table, env)
+        self._contexts = Contexts(self.blockmap, self.table, self._volumes, self.flush)
+        self._flattener = Flattener(
+            self._live, self.blockmap, self._reader, self._log.intake, self.space, self.quotas,
+            self._checkpointer.whole, self.checkpoint, self._carry_out,
+        )  # fmt: skip
 
     # -- what there is
 
@@ -159,75 +204,25 @@ class Pool:
         """The pool and its members."""
         return pool_info(self, self._checkpointed_commit, self._live)
 
-    def volumes(self) -> list[VolumeInfo]:
-        """All volumes by name."""
-        return [self.volume(name) for name in sorted(self._live.volumes)]
+    def space_info(self) -> PoolSpace:
+        """Where the bytes of the pool are, as of the last checkpoint."""
+        checkpointer = self._checkpointer
+        promised = self.quotas.promised_bytes()
+        return pool_space(self, checkpointer.stock, checkpointer.usage, self._live, promised)
 
-    def volume(self, name: str) -> VolumeInfo:
-        """One volume. Raises NotFoundError."""
-        record = self._volumes.record(name)
-        return volume_info(name, record, self._volumes.handles(name), self._live)
+    def volume_space(self, volume: str | None = None) -> list[VolumeSpace]:
+        """What each volume takes, followed by its snapshots, as of the last checkpoint.
 
-    def snapshots(self, volume: str | None = None) -> list[SnapshotInfo]:
-        """Snapshots of one volume, or of all, oldest first. Raises NotFoundError."""
+        Raises:
+            NotFoundError: there is no volume of that name.
+        """
         names = sorted(self._live.volumes) if volume is None else [volume]
-        return [
-            snapshot_info(name, snap, record, self._live)
-            for name in names
-            for snap, record in self._volumes.record(name).snapshots.items()
-        ]
+        for name in names:
+            self._volumes.record(name, arriving=True)
+        checkpointer = self._checkpointer
+        return volume_spaces(checkpointer.stock, checkpointer.usage, self._live, names)
 
     # -- what can be done
-
-    async def create_volume(self, name: str, size_bytes: int) -> VolumeInfo:
-        """Make an empty, thin volume. Durable on return.
-
-        Raises:
-            InvalidArgumentError, ExistsError: the name or the size.
-        """
-        await self._carry_out(self._volumes.create(name, size_bytes))
-        return self.volume(name)
-
-    async def delete_volume(self, name: str, *, snapshots: bool = False) -> None:
-        """Delete a volume; with `snapshots`, also those it has. Space comes back in checkpoints.
-
-        Raises:
-            NotFoundError, InUseError: it has clients, snapshots or clones.
-        """
-        await self._carry_out(self._volumes.delete(name, snapshots=snapshots))
-
-    async def resize_volume(self, name: str, size_bytes: int) -> VolumeInfo:
-        """Grow a volume, also while it is open; the new part reads as zeroes.
-
-        Raises:
-            InvalidArgumentError: it would shrink.
-        """
-        await self._carry_out(self._volumes.resize(name, size_bytes))
-        return self.volume(name)
-
-    async def create_snapshot(self, volume: str, snapshot: str) -> SnapshotInfo:
-        """Freeze a volume as it is now, under load too. Durable on return."""
-        await self._carry_out(self._volumes.snapshot(volume, snapshot))
-        return snapshot_info(
-            volume, snapshot, self._volumes.record(volume).snapshots[snapshot], self._live
-        )
-
-    async def delete_snapshot(self, volume: str, snapshot: str) -> None:
-        """Delete a snapshot on which nothing stands. Raises NotFoundError, InUseError."""
-        await self._carry_out(self._volumes.delete_snapshot(volume, snapshot))
-
-    async def rollback(self, volume: str, snapshot: str) -> None:
-        """Make a volume again what its snapshot is; what was written since is dropped.
-
-        Raises:
-            InUseError: the volume has clients.
-        """
-        await self._carry_out(self._volumes.rollback(volume, snapshot))
-
-    async def clone(self, volume: str, snapshot: str, new_name: str) -> VolumeInfo:
-        """Make a writable volume that starts as a snapshot is. Costs one record."""
-        await self._carry_out(self._volumes.clone(volume, snapshot, new_name))
-        return self.volume(new_name)
 
     def open_export(self, name: str) -> Volume:
         """A handle of a volume `NAME`, or of a snapshot `NAME@SNAP`, read-only.
@@ -236,16 +231,27 @@ class Pool:
             NotFoundError: there is none of that name.
         """
         state, read_only = self._volumes.open(name)
+        return self._handle(state, read_only=read_only)
+
+    def _open_arrival(self, name: str) -> Volume:
+        return self._handle(self._volumes.open(name, arriving=True)[0], read_only=False)
+
+    def _handle(self, state: VolumeState, *, read_only: bool) -> Volume:
         return Volume(
-            state, self._log.intake, self._reader, read_only=read_only,
-            on_close=lambda: self._volumes.closed(state),
+            state, self._log.intake, self._reader, self._status, self._contexts, self.quotas,
+            read_only=read_only, on_close=lambda: self._volumes.closed(state),
         )  # fmt: skip
 
     async def _carry_out(self, operation: Operation) -> None:
         # From here to the wait nothing suspends: the operation is one point in the log.
-        buffer = self._log.intake.put_operation(catalogue_module.encode(operation))
-        self._live.apply(operation)
-        make_layers(self._live, self.blockmap)
+        self._log.intake.refuse_operations()
+        try:
+            made = self._live.apply(operation).made
+        except DamagedError as error:  # a mistake of ours must not get into the log
+            self._log.die(error)
+            raise
+        buffer = self._log.intake.put_operation(encode(operation))
+        make_layers(made, self._live, self.blockmap)
         self._volumes.applied(operation)
         try:
             await self._log.intake.wait(buffer)
@@ -256,17 +262,20 @@ class Pool:
 
     def _on_durable(self, written: Written) -> None:
         self.blockmap.apply(written.records)
+        for placed in written.records.placed:
+            segment = self.table[placed.segment]
+            segment.announced_in = min(segment.announced_in, written.position.commit)
         for operation in written.records.operations:
-            self._durable.apply(catalogue_module.decode(operation))
-            detach_dying(self._durable, self.blockmap)
+            follow(self._durable.apply(decode(operation)), self.blockmap)
         if written.buffer is not None:
             for number, part in written.buffer.layers.items():
                 self.blockmap.layers[number].overlays.remove(part)
         if self._replay_cost() >= REPLAY_COST_MAX:
             self.space.paused = True
 
-    def _members_changed(self) -> None:
-        self.table.relocate_all()
+    def _gained(self, gain_bytes: int) -> None:
+        self.space.gained(gain_bytes)
+        self._log.intake.pulse()
 
     async def flush(self) -> None:
         """Make everything written so far durable. Raises as `BlockDevice.flush`."""
@@ -278,6 +287,10 @@ class Pool:
         """Write a checkpoint now. Raises as `Checkpointer.run`."""
         await self._run_checkpoint(clean=False)
 
+    async def _count_anew(self) -> bool:
+        await self.checkpoint()
+        return self._checkpointer.layers_left
+
     async def _run_checkpoint(self, *, clean: bool) -> None:
         commits = self._log.commits
         self._table_changed = False
@@ -285,14 +298,17 @@ class Pool:
         # A client that waits for room may go away; the checkpoint is everybody's.
         with trio.CancelScope(shield=True):
             gone = await self._checkpointer.run(lambda: self._log.durable, clean=clean)
+        oldest = min((segment.number for segment in self.table.all()), default=0)
+        for catalogue in (self._durable, self._live):
+            catalogue.remove(gone, self.table.next_number)
+            catalogue.forget_aliases(oldest)
         for number in gone:
-            for catalogue in (self._durable, self._live):
-                catalogue.layers.pop(number, None)
-            self.blockmap.layers.pop(number, None)
+            self.blockmap.remove_layer(number)
         assert self._checkpointer.position is not None
         self._checkpointed_commit = self._checkpointer.position.commit
         self._checkpointed_at = trio.current_time()
         self._commits_at_checkpoint = commits
+        self.cleaner.checkpointed(self._checkpointed_commit)
         self.space.paused = False
         self._log.intake.pulse()
         log.debug(
@@ -312,7 +328,7 @@ class Pool:
         age = trio.current_time() - self._checkpointed_at
         return (
             self._replay_cost() >= 1
-            or self._checkpointer.dying_left
+            or self._checkpointer.layers_left
             or (commits > 0 and age >= settings.checkpoint_interval_s)
             or (bool(self._checkpointer.cooling) and age >= settings.checkpoint_interval_s)
             or bool(self.roster.superblock.jumps)
@@ -325,6 +341,9 @@ class Pool:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._checkpoint_when_due)
             nursery.start_soon(self._restore_copies)
+            nursery.start_soon(self._reclaimer.run)
+            nursery.start_soon(Trimmer(self.table, lambda: self.failure is not None).run)
+            nursery.start_soon(self._flattener.run)
             while True:
                 await trio.sleep(interval)
                 self._log.intake.nudge(interval)
@@ -352,25 +371,15 @@ class Pool:
             await trio.sleep(self._settings.flush_interval_s)
 
     async def _make_room(self) -> None:
-        """Free dead segments by checkpoints: one finds them, the next gives them back (R10).
+        """Get space back for somebody who waits.
 
         Raises:
-            NoSpaceError: that did not help.
+            NoSpaceError: what is alive fills the pool.
         """
         async with self._room_lock:
             await self._log.intake.flush()  # a trim may wait there
             await self.table.ask_full_again()
-            for _ in range(3):
-                if self.table.free_segments() > self.space.reserve_segments:
-                    return
-                nothing_new = self._full_at == self._log.durable.commit
-                if nothing_new and not self._checkpointer.cooling:
-                    break
-                self._full_at = self._log.durable.commit
-                await self.checkpoint()
-            if self.table.free_segments() > self.space.reserve_segments:
-                return
-        raise NoSpaceError("the pool is full: delete volumes or snapshots, or add a member")
+            await self._reclaimer.make_room()
 
     # -- the end
 

@@ -11,7 +11,6 @@ from collections import OrderedDict
 import trio
 from typing_extensions import Buffer
 
-from blockdev.device import Extent
 from blockdev.errors import ChecksumError
 from storage import codec
 from storage.blockmap import BlockMap
@@ -198,7 +197,9 @@ class Reader:
             try:
                 return await self._read(layer, block, count)
             except DamagedError:
-                continue  # what was planned may have been overwritten and freed since: plan anew
+                # What was planned may have been overwritten, or moved, and freed since.
+                end = (block + count - 1 >> PAGE_SHIFT) + 1
+                self._map.drop_stale(layer, block >> PAGE_SHIFT, end)
         return await self._read(layer, block, count)
 
     async def _read(self, layer: Layer, block: int, count: int) -> Buffer:
@@ -298,25 +299,6 @@ class Reader:
             block = stop
         return pieces
 
-    async def extents(self, layer: Layer, block: int, count: int) -> list[Extent]:
-        """Runs of data and of zeroes; a zero run is a hole, as nothing is stored for it."""
-        found: list[Extent] = []
-        end = block + count
-        while block < end:
-            stop = min(end, (block | SLOT_MASK) + 1)
-            pieces = self._plan(layer, block, stop - block)
-            while pieces is None:
-                await self._map.page(layer, block >> PAGE_SHIFT)
-                pieces = self._plan(layer, block, stop - block)
-            for piece in pieces:
-                zero = type(piece) is int
-                length = _blocks_of(piece) * BLOCK_BYTES
-                if found and found[-1].zero == zero:
-                    length += found.pop().length_bytes
-                found.append(Extent(length, hole=zero, zero=zero))
-            block = stop
-        return found
-
 
 def _in_overlays(overlays: "list[LayerBuffer] | tuple[()]", block: int) -> memoryview | None:
     """The block from memory: bytes, an empty view for zeroes, or None when not held."""
@@ -359,14 +341,6 @@ def _extends(last: Piece | None, a: int, b: int) -> bool:
             last.count += 1
         return joined
     return False
-
-
-def _blocks_of(piece: Piece) -> int:
-    if isinstance(piece, int):
-        return piece
-    if isinstance(piece, RawRun):
-        return len(piece.checks)
-    return piece.count if isinstance(piece, PackedPart) else len(piece) >> BLOCK_SHIFT
 
 
 def _is_good(data: memoryview, checks: list[int]) -> bool:

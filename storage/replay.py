@@ -16,11 +16,11 @@ import numpy as np
 from blockdev.errors import DeviceError
 from storage import commit
 from storage.codec import digest_of
-from storage.commit import HEADER_BYTES, CommitHeader, Records
+from storage.commit import HEADER_BYTES, CommitHeader, Placed, Records
 from storage.errors import DamagedError
 from storage.member import Member
 from storage.root import LogPosition
-from storage.segments import Segment, SegmentTable
+from storage.segments import Role, Segment, SegmentTable
 from storage.superblock import Jump
 
 WINDOW_BYTES = 128 << 10
@@ -51,6 +51,8 @@ class Replay:
     commits: int = 0
     level: bool = True
     """Write whole commits over torn copies of them."""
+    was_clean: bool = False
+    """The log is known to end where it begins."""
     _window: tuple[int, int, memoryview] = field(default=(0, 0, memoryview(b"")))
 
     async def commits_in_order(self) -> AsyncGenerator[Found, None]:
@@ -72,6 +74,8 @@ class Replay:
                 number, copies = found.records.announced[-1]
                 self.table.adopt(number, copies).announced_in = found.header.number
                 at = replace(at, announced=number)
+            for placed in found.records.placed:
+                self._adopt_placed(placed, found.header.number)
             found.position = at
             ahead.append(found)
             while ahead and ahead[0].header.number <= self.durable:
@@ -82,6 +86,13 @@ class Replay:
                 break
             yield self._take(found)
         await self._refuse_if_durable_lost()
+
+    def _adopt_placed(self, placed: Placed, number: int) -> None:
+        segment = self.table.adopt(placed.segment, placed.copies)
+        segment.role = max(segment.role, Role.MOVED)
+        segment.used_bytes = max(segment.used_bytes, placed.used_bytes)
+        segment.announced_in = segment.announced_in or number
+        segment.last_commit = number
 
     def _take(self, found: Found) -> Found:
         self.end = found.position
@@ -106,6 +117,14 @@ class Replay:
         segment = self.table.get(at.segment)
         if segment is None or at.offset + HEADER_BYTES > self.table.segment_bytes:
             return None
+        if not segment.places:
+            if self.was_clean:
+                return None
+            # It may hold commits that were durable: this is not the end of the log.
+            raise DamagedError(
+                f"the log goes on where no member is attached, attach missing members: "
+                f"after_commit={at.commit} segment={segment.number}"
+            )
         for which in range(len(segment.places)):
             found = await self._read(segment, at, which)
             if found is not None:

@@ -1,11 +1,22 @@
 """Turns the pool's state into the plain values of `storage.info`."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
-from storage.catalogue import Catalogue, SnapshotRecord, VolumeRecord
-from storage.info import MemberInfo, MemberState, PoolInfo, SnapshotInfo, VolumeInfo
+from storage.catalogue import Catalogue
+from storage.info import (
+    Flattening,
+    MemberInfo,
+    MemberState,
+    PoolInfo,
+    ReceivingInfo,
+    SnapshotInfo,
+    VolumeInfo,
+)
 from storage.member import Member
+from storage.records import SnapshotRecord, VolumeRecord
 from storage.superblock import MemberRow
+from storage.targets import token_of
 
 if TYPE_CHECKING:
     from storage.pool import Pool
@@ -20,15 +31,15 @@ def pool_info(pool: "Pool", checkpoint_commit: int, live: Catalogue) -> PoolInfo
     health = "failed" if pool.failure else "ok"
     if health == "ok" and any(m.state is not MemberState.IN_SYNC for m in members):
         health = "degraded"
-    segments = sum(m.slots for m in roster.in_sync()) // sb.copies - space.reserve_segments
     return PoolInfo(
         uuid=sb.pool_uuid, copies=sb.copies, segment_bytes=sb.segment_bytes, epoch=sb.epoch,
-        health=health, size_bytes=max(0, segments) * sb.segment_bytes,
+        health=health, size_bytes=space.capacity_bytes if roster.in_sync() else 0,
         free_bytes=space.free_bytes() if roster.in_sync() else 0,
         live_bytes=sum(s.live_bytes for s in table.all()),
         commit=pool.durable_commit, durable_commit=pool.durable_commit,
         checkpoint_commit=checkpoint_commit, volumes=len(live.volumes),
         snapshots=sum(len(v.snapshots) for v in live.volumes.values()), members=members,
+        promised_bytes=pool.quotas.promised_bytes(),
     )  # fmt: skip
 
 
@@ -48,18 +59,35 @@ def _member_info(pool: "Pool", member: Member | None, row: MemberRow) -> MemberI
     )  # fmt: skip
 
 
-def volume_info(name: str, record: VolumeRecord, clients: int, live: Catalogue) -> VolumeInfo:
+def volume_info(
+    name: str, record: VolumeRecord, clients: int, live: Catalogue, flattening: Flattening | None
+) -> VolumeInfo:
     """One volume."""
-    source, _, snapshot = record.origin.partition("@")
-    there = source in live.volumes and snapshot in live.volumes[source].snapshots
+    source, at, snapshot = record.origin.partition("@")
+    there = source in live.volumes and (not at or snapshot in live.volumes[source].snapshots)
+    notes = record.notes
     return VolumeInfo(
         name, record.size_bytes, record.origin if there else None, len(record.snapshots),
-        clients, record.created,
+        clients, record.created, notes.description, dict(notes.labels), notes.protected,
+        dict(notes.limits), None if record.arrival is None else _receiving_info(record),
+        dict(notes.space), flattening,
     )  # fmt: skip
 
 
-def snapshot_info(volume: str, name: str, record: SnapshotRecord, live: Catalogue) -> SnapshotInfo:
-    """One snapshot."""
-    heads = {v.head for n, v in live.volumes.items() if n != volume}
-    clones = sum(1 for n in heads if live.layers[n].parent == record.layer)
-    return SnapshotInfo(volume, name, record.size_bytes, clones, record.created)
+def _receiving_info(record: VolumeRecord) -> ReceivingInfo:
+    arrival = record.arrival
+    assert arrival is not None
+    name = f"{arrival.volume}@{arrival.snapshot}"
+    return ReceivingInfo(name, arrival.position, str(token_of(record)))
+
+
+def snapshot_info(
+    volume: str, name: str, record: SnapshotRecord, clones_of: Counter[int]
+) -> SnapshotInfo:
+    """One snapshot; `clones_of` counts clones by layer."""
+    notes = record.notes
+    return SnapshotInfo(
+        volume, name, record.size_bytes, clones_of[record.layer], record.created,
+        notes.description, dict(notes.labels), notes.protected, str(record.identity),
+        record.schedule,
+    )  # fmt: skip

@@ -40,6 +40,7 @@ class Resync:
                     log.warning("member stays stale: member=%s: %s", member.name, error)
 
     async def _bring_back(self, member: Member, since: int) -> None:
+        losses = member.losses
         missed = [s for s in self.table.all() if s.last_commit > since and _slot(s, member)]
         for segment in missed:
             slot = _slot(segment, member)
@@ -48,21 +49,26 @@ class Resync:
             if not source:
                 raise DeviceError(f"no member in sync has segment {segment.number}")
             await self._copy(segment, source[0], member, slot.slot)
-        await member.flush()
+        await member.flush_since(losses)
         member.stale_since = None
         self.table.relocate_all()
-        await self.roster.publish(last=member)
+        try:
+            await self.roster.publish(last=member)
+        except DeviceError:
+            member.stale_since = since
+            self.table.relocate_all()
+            raise
         log.warning("member is in sync again: member=%s segments=%d", member.name, len(missed))
 
     async def _copy(
         self, segment: Segment, source: tuple[Member, int], member: Member, slot: int
     ) -> None:
         target = member.slot_offset(slot)
-        await member.device.allocate(target, self.table.segment_bytes)
+        await member.allocate(target, self.table.segment_bytes)
         for start in range(0, segment.used_bytes, CHUNK_BYTES):
             length = min(CHUNK_BYTES, segment.used_bytes - start)
             data = await source[0].read(source[1] + start, length)
-            await member.device.write(target + start, data)
+            await member.write(target + start, data)
             await trio.lowlevel.checkpoint()
 
     async def restore_one(self) -> bool:
@@ -92,11 +98,14 @@ class Resync:
 
     async def _restore(self, segment: Segment, member: Member) -> bool:
         slot = self.table.take_slot(member)
+        if slot is None:
+            return False
         copy = Copy(member.index, slot)
+        losses = member.losses
         try:
             source = next(place for place in segment.places if place[0].in_sync)
             await self._copy(segment, source, member, slot)
-            await member.flush()
+            await member.flush_since(losses)
         except BaseException as error:
             self.table.give_back([copy])
             if isinstance(error, NoSpaceError):

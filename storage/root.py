@@ -21,12 +21,17 @@ Format version 1. A piece is [word A, word B]; large parts are cut into pieces o
                          21     1  copies       u8
                          22     6  members      3 u16
                          28    12  slots        3 u32
-                         40     4  zero         zeros
+                         40     1  role         u8, 0 log, 1 moved, 2 settled, 3 metadata
+                         41     3  zero         zeros
                          44     8  last_commit  u64
                          52     4  zero         zeros
 
     directories  pieces of the directory index, rows of 32 bytes:
                  u64 layer, u64 chunk, word A and word B of that chunk
+    usage        pieces of the usage table, rows of 24 bytes: i64 layer (0: all deleted layers
+                 together), i64 stored blocks, i64 stored bytes, exact at `commit`; a layer that
+                 is merged counts as part of the one that it goes into
+    map_bytes    stored bytes of all pages and directories
     extra        [number, [[member, slot], ...]] of the segments that hold the pieces named here,
                  and of metadata segments begun after the table was written
 
@@ -39,6 +44,7 @@ from typing import Any
 import numpy as np
 
 from storage import catalogue
+from storage.entry import SEGMENT_NUMBER_MAX
 from storage.errors import DamagedError
 from storage.superblock import Copy
 
@@ -67,6 +73,8 @@ class Root:
     catalogue: list[Piece]
     segments: list[Piece]
     directories: list[Piece]
+    usage: list[Piece]
+    map_bytes: int
     extra: list[tuple[int, tuple[Copy, ...]]]
 
     def pack(self) -> bytes:
@@ -77,7 +85,8 @@ class Root:
                 "v": 1, "number": self.number, "commit": at.commit, "checksum": at.checksum,
                 "segment": at.segment, "offset": at.offset, "announced": at.announced,
                 "next": self.next_segment, "catalogue": self.catalogue,
-                "segments": self.segments, "directories": self.directories,
+                "segments": self.segments, "directories": self.directories, "usage": self.usage,
+                "map_bytes": self.map_bytes,
                 "extra": [[n, [[c.member, c.slot] for c in copies]] for n, copies in self.extra],
             }
         )  # fmt: skip
@@ -96,10 +105,12 @@ def unpack(data: bytes) -> Root:
         position = LogPosition(
             *(_number(stored[k]) for k in ("commit", "checksum", "segment", "offset", "announced"))
         )
+        if _number(stored["next"]) > SEGMENT_NUMBER_MAX:
+            raise ValueError(f"no segment numbers are left: {stored['next']}")
         return Root(
             _number(stored["number"]), position, _number(stored["next"]),
             _pieces(stored["catalogue"]), _pieces(stored["segments"]),
-            _pieces(stored["directories"]),
+            _pieces(stored["directories"]), _pieces(stored["usage"]), _number(stored["map_bytes"]),
             [
                 (_number(n), tuple(Copy(_number(m), _number(s)) for m, s in copies))
                 for n, copies in stored["extra"]
@@ -110,8 +121,8 @@ def unpack(data: bytes) -> Root:
 
 
 def _number(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"not a number: {value!r}")
+    if type(value) is not int or not 0 <= value < 1 << 64:
+        raise ValueError(f"not a number: {value!r}"[:100])
     return value
 
 

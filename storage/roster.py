@@ -11,9 +11,10 @@ from dataclasses import replace
 import trio
 
 from blockdev.errors import DeviceError
+from storage import superblock
 from storage.errors import FencedError, PoolError
 from storage.member import Member, read_superblock
-from storage.superblock import MemberRow, Superblock
+from storage.superblock import SUPERBLOCK_BYTES, MemberRow, Superblock
 
 log = logging.getLogger("cenote.storage")
 
@@ -28,9 +29,7 @@ def _unchanged(sb: Superblock) -> Superblock:
 class Roster:
     """All members of the pool, attached or not, and the newest superblock."""
 
-    def __init__(
-        self, newest: Superblock, members: Sequence[Member | None], rows: Sequence[MemberRow]
-    ):
+    def __init__(self, newest: Superblock, members: list[Member | None], rows: Sequence[MemberRow]):
         self.members = members
         self.superblock = newest
         self.on_change: Callable[[], None] = lambda: None
@@ -73,31 +72,89 @@ class Roster:
 
         `change` gets the newest one and returns what is to be written. `last` is a member that
         comes back: it gets its own only when all others call it in sync. Else a power cut
-        could leave it newer than those that call it stale, which looks like a split pool.
+        could leave it newer than those that call it stale, which looks like a split pool. For
+        the same reason it is not the only one that counts when all others fail.
 
         Raises:
             PoolError: no member took it.
         """
-        attempts = 0
         async with self._lock:
-            while True:
-                sb = replace(change(self.superblock), members=self.rows())
-                sb = replace(sb, sequence=self.superblock.sequence + 1)
-                self.superblock = sb
-                members = self.in_sync()
-                failures = await self._write_all([m for m in members if m is not last], sb)
-                if last in members and not failures:
-                    failures = await self._write_all([last], sb)
-                if not failures:
-                    return
-                if len(failures) == len(members):
-                    # Written again whole, to the next place of the ring: no flush is retried.
-                    attempts += 1
-                    if attempts == ATTEMPTS_MAX:
-                        raise PoolError(f"no member takes a superblock: {failures[0][1]}")
-                    continue
-                for member, error in failures:
-                    self.fail(member, sb.durable_commit, error)
+            await self._publish(change, last=last)
+
+    async def audit(self, member: Member) -> list[int]:
+        """The offsets of those of its places that do not hold the newest superblock; none of a
+        member that is not in sync.
+
+        Raises:
+            FencedError: another daemon's is there.
+            DeviceError: the member fails.
+        """
+        async with self._lock:  # else one may be on its way
+            if not member.in_sync:
+                return []
+            wanted = superblock.encode(self.superblock.for_member(member.index))
+            bad = []
+            for offset in member.superblock_places(self.superblock):
+                found = memoryview(await member.read_medium(offset, SUPERBLOCK_BYTES))
+                if found != wanted:
+                    self._refuse_other(member, superblock.decode(found))
+                    bad.append(offset)
+        return bad
+
+    def _refuse_other(self, member: Member, theirs: Superblock | None) -> None:
+        mine = self.superblock
+        if theirs is not None and theirs.epoch >= mine.epoch and theirs.holder != mine.holder:
+            raise FencedError(
+                f"another daemon took the pool: member={member.name} epoch={theirs.epoch}"
+            )
+
+    async def admit(self, member: Member) -> None:
+        """Make a device a member whose own superblock says already that it is about to be added.
+
+        The others name it first: from then on it is one, and nothing has been placed on it yet.
+
+        Raises:
+            PoolError: no member took a superblock.
+            DeviceError: the device itself fails, and the others say again that it is none.
+        """
+        async with self._lock:
+            await self._publish(_unchanged, more=(member.row,))
+            try:
+                await member.write_superblock(self.superblock)
+            except DeviceError:
+                await self._publish(_unchanged)
+                raise
+            self.members.append(member)
+            self._rows.append(member.row)
+
+    async def _publish(
+        self,
+        change: Callable[[Superblock], Superblock],
+        *,
+        last: Member | None = None,
+        more: tuple[MemberRow, ...] = (),
+    ) -> None:
+        attempts = 0
+        while True:
+            sb = replace(change(self.superblock), members=(*self.rows(), *more))
+            sb = replace(sb, sequence=self.superblock.sequence + 1)
+            self.superblock = sb
+            members = self.in_sync()
+            others = [m for m in members if m is not last]
+            failures = await self._write_all(others, sb)
+            if last in members and not failures:
+                others = members
+                failures = await self._write_all([last], sb)
+            if not failures:
+                return
+            if len(failures) == len(others):
+                # Written again whole, to the next place of the ring: no flush is retried.
+                attempts += 1
+                if attempts == ATTEMPTS_MAX:
+                    raise PoolError(f"no member takes a superblock: {failures[0][1]}")
+                continue
+            for member, error in failures:
+                self.fail(member, sb.durable_commit, error)
 
     async def _write_all(
         self, members: list[Member], sb: Superblock
@@ -124,13 +181,9 @@ class Roster:
         Raises:
             FencedError: a member carries another holder's newer epoch.
         """
-        mine = self.superblock
         for member in self.in_sync():
             try:
                 theirs = await read_superblock(member.device)
             except DeviceError:
                 continue  # whoever writes next finds out
-            if theirs is not None and theirs.epoch >= mine.epoch and theirs.holder != mine.holder:
-                raise FencedError(
-                    f"another daemon took the pool: member={member.name} epoch={theirs.epoch}"
-                )
+            self._refuse_other(member, theirs)

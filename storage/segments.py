@@ -4,18 +4,21 @@ Live bytes are upper bounds between checkpoints and exact at each one (R7). A fr
 segment's slots cool down: freed under checkpoint K, they are reusable after K+1 (R10).
 """
 
-import heapq
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from enum import IntEnum
 
 import numpy as np
+import trio
 from numpy.typing import NDArray
 
 from blockdev.errors import DeviceError, NoSpaceError
 from storage import placement
+from storage.entry import SEGMENT_NUMBER_MAX
 from storage.errors import DamagedError
+from storage.fields import NUMBER_MAX
 from storage.member import Member
+from storage.slots import FreeSlots
 from storage.superblock import COPIES_MAX, Copy
 
 
@@ -28,6 +31,21 @@ class State(IntEnum):
     """Holds nothing; its slots wait for the next checkpoint."""
 
 
+class Role(IntEnum):
+    """What a segment holds; data that lives equally long should lie together."""
+
+    LOG = 0
+    """Commits: what clients wrote."""
+    MOVED = 1
+    """Blocks that the cleaner found alive once."""
+    SETTLED = 2
+    """Blocks that it found alive more than once."""
+    META = 3
+
+
+UNNAMED = 1 << 62
+"""Commit number of what is written, but no commit names yet: later than all."""
+
 ROW = np.dtype(
     [
         ("number", "<u8"),
@@ -37,7 +55,8 @@ ROW = np.dtype(
         ("copies", "u1"),
         ("members", "<u2", (COPIES_MAX,)),
         ("slots", "<u4", (COPIES_MAX,)),
-        ("zero_1", "<u4"),
+        ("role", "u1"),
+        ("zero_1", "u1", (3,)),
         ("last_commit", "<u8"),
         ("zero_2", "<u4"),
     ]
@@ -65,17 +84,20 @@ class Segment:
         "number",
         "places",
         "readers",
+        "role",
         "state",
         "used_bytes",
     )
 
-    def __init__(self, number: int, copies: tuple[Copy, ...]):
+    def __init__(self, number: int, copies: tuple[Copy, ...], role: Role = Role.LOG):
         self.number = number
         self.copies = copies
+        self.role = role
         self.state = State.OPEN
         self.live_bytes = 0
         self.used_bytes = 0
         self.last_commit = 0
+        """Newest commit that lies in it, or names what does; `UNNAMED` until there is one."""
         self.announced_in = 0
         """Commit that announced it; 0 for metadata segments. Later than a checkpoint: not in it."""
         self.readers = 0
@@ -91,9 +113,11 @@ class SegmentTable:
         self.segment_bytes = segment_bytes
         self.copies = copies
         self.next_number = 1
+        self.live_bytes = 0
+        """Of all segments together."""
         self._segments: dict[int, Segment] = {}
         self.get = self._segments.get
-        self._free: list[list[int]] = [list(range(m.slots)) if m else [] for m in members]
+        self._free = [FreeSlots(range(m.slots if m else 0)) for m in members]
 
     def all(self) -> list[Segment]:
         """Every segment, in no order."""
@@ -105,6 +129,11 @@ class SegmentTable:
             raise DamagedError(f"map names a segment that does not exist: segment={number}")
         return segment
 
+    def is_live(self, number: int) -> bool:
+        """Whether what lies in a segment may still be named: it is there, and not freed."""
+        segment = self._segments.get(number)
+        return segment is not None and segment.state is not State.FREED
+
     # -- placement
 
     def adopt(self, number: int, copies: tuple[Copy, ...]) -> Segment:
@@ -113,6 +142,8 @@ class SegmentTable:
         Raises:
             DamagedError: its slots are taken, or not of this pool.
         """
+        if not 0 < number < SEGMENT_NUMBER_MAX:
+            raise DamagedError(f"no segment has that number: segment={number}")
         known = self._segments.get(number)
         if known is not None:
             if known.copies != copies:
@@ -133,13 +164,12 @@ class SegmentTable:
             return
         try:
             self._free[copy.member].remove(copy.slot)
-            heapq.heapify(self._free[copy.member])
         except ValueError:
             raise DamagedError(
                 f"slot holds two segments: segment={number} member={copy.member} slot={copy.slot}"
             ) from None
 
-    async def allocate(self, *, announced_in: int = 0) -> Segment:
+    async def allocate(self, *, announced_in: int = 0, role: Role = Role.LOG) -> Segment:
         """Take slots for a new segment and make sure the file systems below have the room (R5).
 
         Raises:
@@ -151,9 +181,11 @@ class SegmentTable:
             copies: list[Copy] = []
             try:
                 for member in chosen:
-                    slot = heapq.heappop(self._free[member.index])
+                    slot = await self._free[member.index].take_or_wait()
+                    if slot is None:
+                        break  # somebody else was quicker
                     copies.append(Copy(member.index, slot))
-                    await member.device.allocate(member.slot_offset(slot), self.segment_bytes)
+                    await member.allocate(member.slot_offset(slot), self.segment_bytes)
             except NoSpaceError:
                 member.full_below = True
                 self.give_back(copies)
@@ -164,15 +196,18 @@ class SegmentTable:
             except BaseException:
                 self.give_back(copies)
                 raise
-            return self._admit(tuple(copies), announced_in)
+            if len(copies) == len(chosen):
+                return self._admit(tuple(copies), announced_in, role)
+            self.give_back(copies)
 
     async def ask_full_again(self) -> None:
         """Let members take segments again whose file system below has room by now."""
         for member in self.members:
-            if member and member.full_below and self._free[member.index]:
-                offset = member.slot_offset(self._free[member.index][0])
+            slot = self._free[member.index].peek() if member else None
+            if member and member.full_below and slot is not None:
+                offset = member.slot_offset(slot)
                 with suppress(DeviceError):
-                    await member.device.allocate(offset, self.segment_bytes)
+                    await member.allocate(offset, self.segment_bytes)
                     member.full_below = False
 
     def _choose(self) -> list[Member]:
@@ -184,17 +219,17 @@ class SegmentTable:
         by_index = {member.index: member for member in usable}
         return [by_index[index] for index in chosen]
 
-    def _admit(self, copies: tuple[Copy, ...], announced_in: int) -> Segment:
-        segment = Segment(self.next_number, copies)
+    def _admit(self, copies: tuple[Copy, ...], announced_in: int, role: Role) -> Segment:
+        segment = Segment(self.next_number, copies, role)
         segment.announced_in = announced_in
         self.next_number += 1
         self._segments[segment.number] = segment
         self._locate(segment)
         return segment
 
-    def take_slot(self, member: Member) -> int:
-        """A free slot of one member, for another copy of a segment."""
-        return heapq.heappop(self._free[member.index])
+    def take_slot(self, member: Member) -> int | None:
+        """A free slot of one member, for another copy of a segment; None when it has none now."""
+        return self._free[member.index].take()
 
     def add_copy(self, segment: Segment, copy: Copy) -> None:
         """The segment has one more copy, written and flushed."""
@@ -203,19 +238,31 @@ class SegmentTable:
 
     def give_back(self, copies: Iterable[Copy]) -> None:
         """Slots that hold nothing any more."""
+        now = trio.current_time()
         for copy in copies:
             if self.members[copy.member] is not None:
-                heapq.heappush(self._free[copy.member], copy.slot)
+                self._free[copy.member].give(copy.slot, now)
 
     def forget(self, segment: Segment) -> None:
         """Drop a freed segment and give its slots back."""
         del self._segments[segment.number]
+        self.live_bytes -= segment.live_bytes
         self.give_back(segment.copies)
         for copy in segment.copies:
             if member := self.members[copy.member]:
                 member.full_below = False
 
     # -- members
+
+    def expect_member(self) -> None:
+        """Be ready for one more in the list of members; it has no slot before `add_slots`."""
+        while len(self._free) <= len(self.members):
+            self._free.append(FreeSlots([]))
+
+    def add_slots(self, member: Member, before: int) -> None:
+        """A member that had `before` slots has `member.slots` now."""
+        self._free[member.index].extend(member.slots, range(before, member.slots))
+        member.full_below = False
 
     def usable_members(self) -> list[Member]:
         """Members that take new segments."""
@@ -231,6 +278,20 @@ class SegmentTable:
     def free_slots(self, member: Member) -> int:
         """Free slots of one member, cooling ones left out."""
         return len(self._free[member.index])
+
+    def free_slots_of(self, member: Member) -> FreeSlots:
+        """The free slots of one member themselves."""
+        return self._free[member.index]
+
+    def total_segments(self) -> int:
+        """How many segments fit the members in sync, empty as they might be."""
+        slots = [m.slots for m in self.members if m and m.in_sync]
+        return placement.capacity(slots, self.copies_now())
+
+    def add_live(self, number: int, change: int) -> None:
+        """Count stored bytes of a segment that came alive or, with a negative change, died."""
+        self[number].live_bytes += change
+        self.live_bytes += change
 
     def free_segments(self) -> int:
         """How many more segments can be placed now."""
@@ -262,18 +323,20 @@ class SegmentTable:
     ) -> bytes:
         """The table as a checkpoint stores it, with `freed` segments marked so."""
         rows = np.zeros(len(segments), dtype=ROW)
-        for row, segment in zip(rows, segments, strict=True):
-            row["number"] = segment.number
-            row["live_bytes"] = live_bytes[segment.number]
-            # An open one is still being written, maybe by this very checkpoint.
-            is_open = segment.state is State.OPEN
-            row["used_bytes"] = self.segment_bytes if is_open else segment.used_bytes
-            row["state"] = State.FREED if segment.number in freed else segment.state
-            row["copies"] = len(segment.copies)
-            row["last_commit"] = segment.last_commit
-            for i, copy in enumerate(segment.copies):
-                row["members"][i] = copy.member
-                row["slots"][i] = copy.slot
+        rows["number"] = [s.number for s in segments]
+        rows["live_bytes"] = [live_bytes[s.number] for s in segments]
+        # An open one is still being written, maybe by this very checkpoint.
+        rows["used_bytes"] = [
+            self.segment_bytes if s.state is State.OPEN else s.used_bytes for s in segments
+        ]
+        rows["state"] = [State.FREED if s.number in freed else s.state for s in segments]
+        rows["role"] = [s.role for s in segments]
+        rows["copies"] = [len(s.copies) for s in segments]
+        rows["last_commit"] = [s.last_commit for s in segments]
+        for i in range(COPIES_MAX):
+            copies = [s.copies[i] if i < len(s.copies) else Copy(0, 0) for s in segments]
+            rows["members"][:, i] = [copy.member for copy in copies]
+            rows["slots"][:, i] = [copy.slot for copy in copies]
         return rows.tobytes()
 
     def load(self, data: bytes) -> None:
@@ -288,15 +351,20 @@ class SegmentTable:
         taken: list[set[int]] = [set() for _ in self.members]
         for row in rows:
             number, count = int(row["number"]), int(row["copies"])
-            if not 1 <= count <= COPIES_MAX or number in self._segments:
+            sane = 1 <= count <= COPIES_MAX and number not in self._segments
+            sane = sane and row["used_bytes"] <= self.segment_bytes and row["state"] <= State.FREED
+            sane = sane and row["live_bytes"] <= NUMBER_MAX and row["role"] <= Role.META
+            if not (sane and 0 < number < SEGMENT_NUMBER_MAX) or row["last_commit"] > NUMBER_MAX:
                 raise DamagedError(f"segment table has a bad row: segment={number}")
             copies = tuple(
                 Copy(int(m), int(s))
                 for m, s in zip(row["members"][:count], row["slots"][:count], strict=True)
             )
             segment = Segment(number, copies)
-            segment.state = State(min(int(row["state"]), 2))
+            segment.state = State(int(row["state"]))
+            segment.role = Role(int(row["role"]))
             segment.live_bytes = int(row["live_bytes"])
+            self.live_bytes += segment.live_bytes
             segment.used_bytes = int(row["used_bytes"])
             segment.last_commit = int(row["last_commit"])
             for copy in copies:
@@ -306,7 +374,8 @@ class SegmentTable:
         for member in self.members:
             if member:
                 mine = taken[member.index]
-                self._free[member.index] = [s for s in range(member.slots) if s not in mine]
+                blank = [s for s in range(member.slots) if s not in mine]
+                self._free[member.index] = FreeSlots(blank, slots=member.slots)
         self.relocate_all()
 
     def _note_taken(self, number: int, copy: Copy, taken: list[set[int]]) -> None:

@@ -5,7 +5,7 @@ before a write is accepted and never after. A hard reserve stays for metadata, d
 and trims, which work on a full pool (R17).
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from storage.buffer import WriteBuffer
 from storage.entry import BLOCK_BYTES
@@ -20,9 +20,27 @@ BLOCK_COST_BYTES = BLOCK_BYTES + 64
 COMMIT_COST_BYTES = 16 << 10
 """Header, paddings, alignment and a few operations."""
 
-RESERVE_SEGMENTS_MIN = 3
-RESERVE_FRACTION = 50
-"""One segment in fifty, at least three: a checkpoint's metadata and the log of deletes."""
+RESERVE_SEGMENTS_MIN = 6
+RESERVE_FRACTION = 20
+"""One segment in twenty, at least six, is never filled with data that is alive: cleaning
+a pool without spare room would cost without end, and checkpoints and deletes have to work (R17).
+What the cleaner emptied cools down there as well."""
+
+META_FRACTION = 256
+"""Of a checkpoint that writes the whole map, 11 bytes a block, this is what the segments hold."""
+
+WRITER_SEGMENTS = 4
+"""Writers wait for the cleaner when no more are free, metadata aside: it needs one for what it
+moves, the log one for the moves, a checkpoint one, and one may just be full."""
+
+CLEANER_SEGMENTS = 2
+"""The cleaner does not take the last ones: the log of its moves may need one, and a checkpoint."""
+
+CREDIT_SEGMENTS = 2
+"""What writers may be ahead of the cleaner when space is short."""
+
+FILL_MAX = 0.97
+"""How much of a segment stored blocks take at best; the rest is record tables and paddings."""
 
 SMALL_BUFFER_BLOCKS = 32
 
@@ -41,21 +59,68 @@ class SpaceBudget:
         self._table = table
         self._memory_bytes = max(memory_bytes, 2 * BUFFER_BYTES_MAX)
         self._memory_held = 0
+        self.is_short: Callable[[], bool] = lambda: False
+        """Whether writers have to go at the pace at which space comes back."""
+        self._credit_bytes = CREDIT_SEGMENTS * table.segment_bytes
         self._outstanding = 0
         """Worst-case bytes of buffers that are not written yet."""
-        total = sum(m.slots for m in table.members if m) // table.copies
-        self.reserve_segments = max(RESERVE_SEGMENTS_MIN, total // RESERVE_FRACTION)
+
+    @property
+    def reserve_segments(self) -> int:
+        """Segments that are never filled."""
+        return max(RESERVE_SEGMENTS_MIN, self._table.total_segments() // RESERVE_FRACTION)
+
+    @property
+    def writer_floor(self) -> int:
+        """So many free segments are not for clients."""
+        return WRITER_SEGMENTS + self._table.total_segments() // META_FRACTION
+
+    @property
+    def cleaner_floor(self) -> int:
+        """So many free segments are not for the cleaner either."""
+        return CLEANER_SEGMENTS + self._table.total_segments() // META_FRACTION
+
+    @property
+    def capacity_bytes(self) -> int:
+        """How many bytes of stored blocks the pool takes; what is compressed counts so."""
+        segments = max(0, self._table.total_segments() - self.reserve_segments)
+        return int(segments * self._table.segment_bytes * FILL_MAX)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether live data fills the pool, but for less than a commit of one block; counts are
+        upper bounds between checkpoints."""
+        least = self._worst(1)
+        return self._table.live_bytes + self._outstanding + least > self.capacity_bytes
+
+    @property
+    def has_room(self) -> bool:
+        """Whether clients may write at once."""
+        return self._table.free_segments() > self.writer_floor and not self.is_full
 
     def available_bytes(self, room_in_segment: int) -> int:
         """What commits may still take, given what is left of the open segment."""
         per_segment = self._table.segment_bytes - self._worst(self.buffer_blocks_max)
-        free = max(0, self._table.free_segments() - self.reserve_segments)
-        return max(0, room_in_segment + free * per_segment - self._outstanding)
+        free = self._table.free_segments() - self.writer_floor
+        if free <= 0:
+            return 0  # what is left of the open segment is for what the cleaner has to log
+        placed = room_in_segment + free * per_segment - self._outstanding
+        live = self.capacity_bytes - self._table.live_bytes - self._outstanding
+        return max(0, min(placed, live))
 
     def free_bytes(self) -> int:
         """What a user may still write, as told in the pool's status."""
-        free = max(0, self._table.free_segments() - self.reserve_segments)
-        return free * self._table.segment_bytes
+        return max(0, self.capacity_bytes - self._table.live_bytes - self._outstanding)
+
+    @property
+    def is_paced(self) -> bool:
+        """Whether writers wait for the cleaner to net some more space."""
+        return self._credit_bytes <= 0 and self.is_short()
+
+    def gained(self, gain_bytes: int) -> None:
+        """The cleaner netted so much space; writers may use as much."""
+        most = CREDIT_SEGMENTS * self._table.segment_bytes
+        self._credit_bytes = min(most, self._credit_bytes + gain_bytes)
 
     def has_memory(self, unbounded: bool) -> bool:
         """Whether another buffer may be opened."""
@@ -66,20 +131,31 @@ class SpaceBudget:
         """Whether buffers are on their way to the members; waiting for them may help."""
         return self._memory_held > 0
 
-    def grant(self, room_in_segment: int, unbounded: bool) -> int:
+    def grant(self, room_in_segment: int, unbounded: bool, queue: Iterable[WriteBuffer]) -> int:
         """Blocks that the next buffer may hold; 0 when it has to wait, or there is no space.
 
-        Near the end of a segment the buffer is made to fit what is left of it.
+        Near the end of a segment the buffer is made to fit what the buffers in `queue` leave of it.
         """
         if not self.has_memory(unbounded):
             return 0
+        if not unbounded and self.is_paced:
+            return 0
         blocks = self.buffer_blocks_max
-        left = (room_in_segment - self._outstanding - COMMIT_COST_BYTES) // BLOCK_COST_BYTES
-        if SMALL_BUFFER_BLOCKS <= left < blocks:
-            blocks = left
-        if self._worst(blocks) <= self.available_bytes(room_in_segment):
+        left = self._left_behind(room_in_segment, queue) - COMMIT_COST_BYTES
+        fitting = left // BLOCK_COST_BYTES
+        if SMALL_BUFFER_BLOCKS <= fitting < blocks:
+            blocks = fitting
+        available = self.available_bytes(room_in_segment)
+        if self._worst(blocks) <= available:
             return blocks
-        return max(0, min(left, blocks))
+        return max(0, min(blocks, (available - COMMIT_COST_BYTES) // BLOCK_COST_BYTES))
+
+    def _left_behind(self, room_in_segment: int, queue: Iterable[WriteBuffer]) -> int:
+        for buffer in queue:
+            if buffer.claim_bytes > room_in_segment:
+                room_in_segment = self._table.segment_bytes
+            room_in_segment -= buffer.claim_bytes
+        return room_in_segment
 
     @staticmethod
     def _worst(blocks: int) -> int:
@@ -88,18 +164,25 @@ class SpaceBudget:
     def held(self, buffer: WriteBuffer) -> None:
         """A buffer was opened."""
         self._memory_held += buffer.memory_bytes
-        self._outstanding += self._worst(buffer.capacity)
+        self.claim(buffer, self._worst(buffer.capacity))
 
-    def written(self, buffer: WriteBuffer) -> None:
+    def claim(self, buffer: WriteBuffer, claim_bytes: int) -> None:
+        """It will take so much more of the log."""
+        buffer.claim_bytes += claim_bytes
+        self._outstanding += claim_bytes
+
+    def written(self, buffer: WriteBuffer, commit_bytes: int) -> None:
         """Its commit has its place now; it is no longer a claim on free space."""
-        self._outstanding -= self._worst(buffer.capacity)
+        self._outstanding -= buffer.claim_bytes
+        # Bounded: what was written while there was room is not to be made up for.
+        self._credit_bytes = max(self._credit_bytes - commit_bytes, -self._table.segment_bytes)
 
     def requeued(self, buffer: WriteBuffer) -> None:
         """Its place was lost; it has to be written again."""
-        self._outstanding += self._worst(buffer.capacity)
+        self._outstanding += buffer.claim_bytes
 
     def released(self, buffer: WriteBuffer) -> None:
         """It is durable, or was empty: its memory is given back."""
         self._memory_held -= buffer.memory_bytes
         if buffer.empty:
-            self._outstanding -= self._worst(buffer.capacity)
+            self._outstanding -= buffer.claim_bytes

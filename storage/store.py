@@ -40,16 +40,13 @@ class Store:
     # -- reading
 
     def try_read(self, number: int, offset: int, length: int) -> memoryview | None:
-        """Bytes of one copy at once, not verified, or None when that needs waiting.
-
-        Raises:
-            DamagedError: no such segment.
+        """Bytes of one copy at once, not verified, or None when that needs waiting, or when there
+        is no such segment.
         """
-        segment = self._get(number) or self.table[number]
-        places = segment.places
-        if not places:
+        segment = self._get(number)
+        if segment is None or not segment.places:
             return None
-        member, base = places[0]
+        member, base = segment.places[0]
         try:
             return member.try_read(base + offset, length)
         except OutOfRangeError:
@@ -152,10 +149,8 @@ class Store:
 
         async def write_one(member: Member, base: int) -> None:
             try:
-                await member.device.write(base + offset, data, fua=fua)
+                await member.write(base + offset, data, fua=fua)
             except DeviceError as error:
-                if fua:
-                    member.losses += 1
                 failures.append(Failure(member, error))
 
         await _each(places, write_one)

@@ -57,7 +57,8 @@ Member:
 
 A member holds a ring of eight at its start and a copy of the newest at its end. The one
 with the highest (epoch, sequence) counts; a write goes to the place sequence % 8, so a torn
-write loses nothing that was flushed (R15).
+write loses nothing that was flushed (R15). Sequence 0 is that of a device that is about to be
+added: it is a member when the others' superblocks name it, and else nothing.
 """
 
 import struct
@@ -158,6 +159,11 @@ class Superblock:
     def order(self) -> tuple[int, int]:
         """The highest one is the newest."""
         return (self.epoch, self.sequence)
+
+    @property
+    def joining(self) -> bool:
+        """Whether the device was about to be added when this was written."""
+        return not self.sequence
 
     @property
     def me(self) -> MemberRow:

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from blockdev.errors import DeviceError
@@ -222,12 +222,21 @@ def test_equal_planes_make_sequential_pages_small() -> None:
 
 def test_roots_round_trip() -> None:
     made = Root(
-        3, LogPosition(9, 2**63, 4, 8192, 5), 77, [(1, 2)], [(3, 4)], [], [(6, (Copy(0, 2),))]
+        3,
+        LogPosition(9, 2**63, 4, 8192, 5),
+        77,
+        [(1, 2)],
+        [(3, 4)],
+        [],
+        [(5, 6)],
+        7,
+        [(6, (Copy(0, 2),))],
     )
     assert root.unpack(made.pack()) == made
 
 
 @given(ANY_BYTES | st.recursive(U64 | st.text(), st.lists, max_leaves=8).map(encode))
+@example(b"\x81\x90\x00")  # a list as key
 def test_any_bytes_are_a_root_or_catalogue_or_a_clear_error(data: bytes) -> None:
     for parse in (root.unpack, Catalogue.unpack, root.unpack_index):
         with suppress(DamagedError):
@@ -246,7 +255,7 @@ def test_catalogues_round_trip() -> None:
     back = Catalogue.unpack(made.pack())
     assert back.volumes == made.volumes
     assert back.layers == made.layers
-    assert back.children(1) == 2
+    assert (back.layers[1].children, back.layers[1].names) == (2, 1)
 
 
 def test_an_operation_that_does_not_fit_is_damage() -> None:

@@ -2,6 +2,7 @@
 
 import random
 import struct
+from functools import partial
 
 import pytest
 import trio
@@ -94,26 +95,33 @@ async def test_rollback_and_clone_start_where_the_snapshot_is() -> None:
     await assert_clean(members)
 
 
-async def test_what_others_stand_on_cannot_be_deleted() -> None:
+async def test_what_is_in_use_cannot_be_deleted() -> None:
     members = await new_members()
     async with opened(members) as pool:
         await pool.create_volume("v", MIB)
         await pool.create_snapshot("v", "s")
-        with pytest.raises(InUseError, match="stands on"):
-            await pool.delete_snapshot("v", "s")
         await pool.clone("v", "s", "c")
-        with pytest.raises(InUseError, match="clone=c"):
-            await pool.delete_volume("v", snapshots=True)
-        device = pool.open_export("c")
-        for refused in (pool.delete_volume("c"), pool.rollback("v", "none")):
-            with pytest.raises((InUseError, NotFoundError)):
-                await refused
-        await device.close()
-        await pool.delete_volume("c")
-        with pytest.raises(InUseError, match="snapshots"):
+        for name, refused in (
+            ("c", partial(pool.delete_volume, "c")),
+            ("c", partial(pool.rename_volume, "c", "d")),
+            ("c", partial(pool.resize_volume, "c", BLOCK, shrink=True)),
+            ("v", partial(pool.rollback, "v", "s")),
+            ("v@s", partial(pool.delete_snapshot, "v", "s")),
+            ("v@s", partial(pool.delete_volume, "v", snapshots=True)),
+            ("v@s", partial(pool.rename_volume, "v", "d")),
+            ("v@s", partial(pool.rename_snapshot, "v", "s", "t")),
+            ("v@s", partial(pool.promote, "c")),
+        ):
+            device = pool.open_export(name)
+            with pytest.raises(InUseError, match="stop its clients"):
+                await refused()
+            await device.close()
+        with pytest.raises(InUseError, match="has snapshots"):
             await pool.delete_volume("v")
+        with pytest.raises(NotFoundError):
+            await pool.rollback("v", "none")
         await pool.delete_volume("v", snapshots=True)
-        assert pool.volumes() == []
+        assert [volume.name for volume in pool.volumes()] == ["c"]
 
 
 @pytest.mark.parametrize(

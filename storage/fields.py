@@ -1,0 +1,47 @@
+"""Plain values out of msgpack: of the type and in the range that they must have (R18).
+
+Whoever reads them turns a ValueError, and whatever else does not fit, into DamagedError.
+"""
+
+from typing import Any
+
+NUMBER_MAX = (1 << 63) - 1
+"""Of layers, sizes and positions: what every reader can hold."""
+
+
+def whole(value: Any) -> int:
+    """Return a count, a size or a number that identifies something. Raises ValueError."""
+    if type(value) is not int or not 0 <= value <= NUMBER_MAX:
+        raise ValueError(f"not a number: {value!r}"[:100])
+    return value
+
+
+def text(value: Any) -> str:
+    """Return a name or what somebody wrote. Raises ValueError."""
+    if type(value) is not str:
+        raise ValueError(f"not a text: {value!r}"[:100])
+    return value
+
+
+def amount(value: Any) -> float:
+    """Return what may be measured, whole or not. Raises ValueError."""
+    if type(value) not in (int, float) or not 0 <= value <= NUMBER_MAX:
+        raise ValueError(f"not an amount: {value!r}"[:100])
+    return value  # type: ignore[no-any-return]
+
+
+OPERATION_FIELDS = {
+    "v": text, "from": text, "snap": text, "to": text, "at": text, "origin": text, "by": text,
+
+    "size": whole, "head": whole, "on": whole, "position": whole,
+}  # fmt: skip
+"""What `storage.catalogue` says of them, whichever operation they belong to."""
+
+
+def check_operation(operation: Any) -> None:
+    """Raise ValueError if a field of an operation has another type than it must have."""
+    if type(operation) is not dict:
+        raise ValueError(f"not an operation: {operation!r}"[:100])
+    for name, check in OPERATION_FIELDS.items():
+        if name in operation:
+            check(operation[name])

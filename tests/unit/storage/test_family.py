@@ -1,0 +1,84 @@
+"""Volumes, snapshots and clones as a tree."""
+
+from storage.info import NodeKind, TreeNode
+from storage.pool import Pool
+from tests.unit.storage.pools import MIB, new_members, opened, write
+
+BLOCK = 4096
+
+
+def shape(nodes: list[TreeNode]) -> dict[str, str | None]:
+    """What each node is shown under; what has no name goes by its kind."""
+    return {
+        (node.kind.value if node.name.startswith("#") else node.name): node.parent for node in nodes
+    }
+
+
+def clones(pool: Pool) -> dict[str, int]:
+    return {f"{one.volume}@{one.name}": one.clones for one in pool.snapshots()}
+
+
+async def test_clones_are_below_what_they_were_made_from() -> None:
+    members = await new_members()
+    async with opened(members) as pool:
+        await pool.create_volume("root", MIB)
+        await pool.create_snapshot("root", "a")
+        await pool.create_snapshot("root", "b")
+        await pool.clone("root", "a", "one")
+        await pool.create_snapshot("one", "x")
+        await pool.clone("one", "x", "two")
+        await pool.create_snapshot("two", "y")
+        assert shape(pool.tree()) == {
+            "root": None, "root@a": "root", "root@b": "root",
+            "one": "root@a", "one@x": "one",
+            "two": "one@x", "two@y": "two",
+        }  # fmt: skip
+        # Also clones that have gone on, in snapshots of their own.
+        assert clones(pool) == {
+            "root@a": 1, "root@b": 0, "one@x": 1, "two@y": 0,
+        }  # fmt: skip
+        await pool.promote("one")
+        assert shape(pool.tree()) == {
+            "one": None, "one@a": "one", "one@x": "one",
+            "root": "one@a", "root@b": "root",
+            "two": "one@x", "two@y": "two",
+        }  # fmt: skip
+        await pool.delete_volume("root", snapshots=True)
+        assert clones(pool) == {"one@a": 0, "one@x": 1, "two@y": 0}
+
+
+async def test_what_waits_is_shown() -> None:
+    """Deleted snapshots that two stand on, are merged, or are given back."""
+    members = await new_members(mib=128)
+    async with opened(members) as pool:
+        await pool.create_volume("v", 64 * MIB)
+        for page in range(9):
+            await write(pool, "v", page * 4 * MIB, b"x" * BLOCK)
+        await pool.create_snapshot("v", "s")
+        await pool.clone("v", "s", "c")
+        await pool.checkpoint()
+        await pool.delete_snapshot("v", "s")
+        nodes = pool.tree()
+        assert shape(nodes) == {"v": None, "kept": "v", "c": "#1"}
+        await pool.delete_volume("v")
+        [merging, freeing] = sorted(
+            (node for node in pool.tree() if node.name.startswith("#")), key=lambda n: n.name
+        )
+        assert (merging.kind, merging.parent, merging.pages_left) == (NodeKind.MERGING, "c", 9)
+        assert (freeing.kind, freeing.parent, freeing.pages_left) == (NodeKind.FREEING, None, 0)
+        for _ in range(3):
+            await pool.checkpoint()
+        assert shape(pool.tree()) == {"c": None}
+
+
+async def test_clones_of_a_volume_as_it_is_are_below_it() -> None:
+    members = await new_members()
+    async with opened(members) as pool:
+        await pool.create_volume("v", MIB)
+        await pool.clone("v", None, "a")
+        await pool.clone("v", None, "b")
+        nodes = pool.tree()
+        kept = {node.name: node.parent for node in nodes if node.kind is NodeKind.KEPT}
+        assert list(kept.values()) == ["v", "v"]
+        assert {node.parent for node in nodes if node.name in "ab"} == set(kept)
+        assert shape(nodes)["v"] is None

@@ -1,0 +1,217 @@
+"""Renaming, promoting, forking, protecting, labels, groups and shrinking."""
+
+import random
+
+import pytest
+import trio
+import trio.testing
+
+from storage.errors import ExistsError, InUseError, InvalidArgumentError, NotFoundError
+from storage.pool import Pool
+from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, read, write
+
+BLOCK = 4096
+
+
+async def test_a_clone_of_a_volume_as_it_is_now() -> None:
+    members = await new_members()
+    async with opened(members) as pool:
+        await pool.create_volume("v", MIB)
+        await write(pool, "v", 0, b"a" * BLOCK)  # in memory only
+        device = pool.open_export("v")
+        made = await pool.clone("v", None, "c")
+        assert (made.origin, made.size_bytes) == ("v", MIB)
+        await device.write(0, b"b" * BLOCK)
+        await device.close()
+        assert await read(pool, "c", 0, BLOCK) == b"a" * BLOCK
+        await write(pool, "c", BLOCK, b"c" * BLOCK)
+        assert await read(pool, "v", 0, 2 * BLOCK) == b"b" * BLOCK + bytes(BLOCK)
+        await pool.delete_volume("v")
+        assert pool.volume("c").origin is None
+    async with opened(members) as pool:
+        assert await read(pool, "c", 0, 2 * BLOCK) == b"a" * BLOCK + b"c" * BLOCK
+    await assert_clean(members)
+
+
+async def test_a_group_is_one_point_in_time() -> None:
+    members = await new_members()
+    async with opened(members) as pool:
+        for name in "ab":
+            await pool.create_volume(name, MIB)
+            await write(pool, name, 0, name.encode() * BLOCK)
+        commit = pool.durable_commit
+        made = await pool.create_snapshots(["b", "a"], "g")
+        assert [(one.volume, one.name) for one in made] == [("b", "g"), ("a", "g")]
+        assert pool.durable_commit == commit + 1, "one commit for all"
+        await write(pool, "a", 0, b"x" * BLOCK)
+        assert await read(pool, "a@g", 0, BLOCK) == b"a" * BLOCK
+        with pytest.raises(ExistsError):
+            await pool.create_snapshots(["a", "b"], "g")
+        with pytest.raises(NotFoundError):
+            await pool.create_snapshots(["a", "none"], "h")
+        for bad in ([], ["a", "a"]):
+            with pytest.raises(InvalidArgumentError, match="each once"):
+                await pool.create_snapshots(bad, "h")
+        assert len(pool.snapshots()) == 2
+    await assert_clean(members)
+
+
+async def test_names_change_and_origins_follow() -> None:
+    members = await new_members()
+    async with opened(members) as pool:
+        await pool.create_volume("v", MIB)
+        for snapshot in ("one", "two", "three"):
+            await pool.create_snapshot("v", snapshot)
+        await pool.clone("v", "two", "c")
+        await pool.clone("c", None, "d")
+        await pool.rename_snapshot("v", "two", "zwei")
+        assert [s.name for s in pool.snapshots("v")] == ["one", "zwei", "three"]
+        assert pool.volume("c").origin == "v@zwei"
+        await pool.rename_volume("v", "w")
+        await pool.rename_volume("c", "e")
+        assert pool.volume("e").origin == "w@zwei"
+        assert pool.volume("d").origin == "e"
+        for refused, error in (
+            (pool.rename_volume("w", "e"), ExistsError),
+            (pool.rename_volume("w", "a/b"), InvalidArgumentError),
+            (pool.rename_volume("v", "x"), NotFoundError),
+            (pool.rename_snapshot("w", "one", "three"), ExistsError),
+            (pool.rename_snapshot("w", "two", "x"), NotFoundError),
+        ):
+            with pytest.raises(error):
+                await refused
+    async with opened(members) as pool:
+        assert [v.name for v in pool.volumes()] == ["d", "e", "w"]
+    await assert_clean(members)
+
+
+async def test_promoting_a_clone_turns_the_family_around() -> None:
+    members = await new_members()
+    async with opened(members) as pool:
+        await pool.create_volume("v", MIB)
+        for snapshot in ("one", "two", "three"):
+            await write(pool, "v", 0, snapshot.encode().ljust(BLOCK))
+            await pool.create_snapshot("v", snapshot)
+        await pool.clone("v", "two", "c")
+        await pool.clone("v", "one", "other")
+        await pool.create_snapshot("c", "mine")
+        promoted = await pool.promote("c")
+        assert promoted.origin is None
+        assert [s.name for s in pool.snapshots("c")] == ["one", "two", "mine"]
+        assert [s.name for s in pool.snapshots("v")] == ["three"]
+        assert pool.volume("v").origin == "c@two"
+        assert pool.volume("other").origin == "c@one"
+        assert await read(pool, "c@one", 0, 3) == b"one"
+        await pool.delete_volume("v", snapshots=True)
+        assert await read(pool, "c@two", 0, 3) == b"two"
+        with pytest.raises(InvalidArgumentError, match="stands on no snapshot"):
+            await pool.promote("c")
+    await assert_clean(members)
+
+
+async def test_what_is_protected_stays() -> None:
+    members = await new_members()
+    async with opened(members) as pool:
+        await pool.create_volume("v", MIB)
+        await pool.create_snapshot("v", "s")
+        await pool.note("v@s", {"protected": True, "labels": {"tier": "gold", "x": "1"}})
+        await pool.note("v", {"description": "the \u00fc one", "labels": {"a": "b"}})
+        await pool.note("v@s", {"labels": {"x": ""}})
+        for refused in (pool.delete_snapshot("v", "s"), pool.delete_volume("v", snapshots=True)):
+            with pytest.raises(InUseError, match="v@s is protected"):
+                await refused
+        await pool.checkpoint()
+    async with opened(members) as pool:
+        [snapshot] = pool.snapshots("v")
+        assert (snapshot.protected, snapshot.labels) == (True, {"tier": "gold"})
+        assert pool.volume("v").description == "the \u00fc one"
+        await pool.note("v@s", {"protected": False})
+        await pool.delete_snapshot("v", "s")
+    await assert_clean(members)
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        {"description": "x" * 1025},
+        {"description": "a\nb"},
+        {"description": 3},
+        {"labels": {"": "x"}},
+        {"labels": {"a b": "x"}},
+        {"labels": {"a": "x" * 257}},
+        {"labels": {"a": 1}},
+        {"labels": ["a"]},
+        {"labels": {f"l{i}": "x" for i in range(33)}},
+        {"protected": "yes"},
+        {"colour": "red"},
+        {"limits": 3},
+        {"limits": {"iops": 3}},
+        {"limits": {"requests_per_s": -1}},
+        {"limits": {"requests_per_s": 1.5}},
+        {"limits": {"bytes_per_s": True}},
+        {"limits": {"bytes_per_s": 1 << 51}},
+        {"limits": {"burst_s": float("nan")}},
+    ],
+)
+async def test_odd_notes_are_refused(notes: dict[str, object]) -> None:
+    async with opened(await new_members()) as pool:
+        await pool.create_volume("v", MIB)
+        with pytest.raises(InvalidArgumentError):
+            await pool.note("v", notes)
+
+
+async def test_shrinking_forgets_what_lies_behind() -> None:
+    """R12."""
+    members = await new_members()
+    data = random.Random(1).randbytes(MIB)
+    async with opened(members) as pool:
+        await pool.create_volume("v", MIB)
+        await write(pool, "v", 0, data)
+        await pool.create_snapshot("v", "s")
+        with pytest.raises(InvalidArgumentError, match="would be lost"):
+            await pool.resize_volume("v", 5 * BLOCK)
+        assert (await pool.resize_volume("v", 5 * BLOCK, shrink=True)).size_bytes == 5 * BLOCK
+    async with opened(members) as pool:
+        await pool.resize_volume("v", 2 * MIB)
+        assert await read(pool, "v", 0, 2 * MIB) == data[: 5 * BLOCK] + bytes(2 * MIB - 5 * BLOCK)
+        assert await read(pool, "v@s", 0, MIB) == data
+    await assert_clean(members)
+
+
+async def test_limits_count_at_once_and_stay(autojump_clock: trio.testing.MockClock) -> None:
+    members = await new_members()
+
+    async def seconds_for(pool: Pool, name: str, writes: int) -> float:
+        started = trio.current_time()
+        device = pool.open_export(name)
+        for i in range(writes):
+            if not device.try_write(i * BLOCK, bytes(BLOCK)):
+                await device.write(i * BLOCK, bytes(BLOCK))
+        await device.close()
+        return trio.current_time() - started
+
+    async with opened(members) as pool:
+        await pool.create_volume("v", MIB)
+        await pool.create_snapshot("v", "s")
+        with pytest.raises(InvalidArgumentError, match="limits count for volumes"):
+            await pool.note("v@s", {"limits": {"requests_per_s": 10}})
+        assert await seconds_for(pool, "v", 100) < 1
+        device = pool.open_export("v")
+        await pool.note("v", {"limits": {"requests_per_s": 10, "burst_s": 0.5}})
+        assert 9 <= await seconds_for(pool, "v", 100) <= 10.1, "also while it is open elsewhere"
+        await device.close()
+    async with opened(members) as pool:
+        assert pool.volume("v").limits == {"requests_per_s": 10, "burst_s": 0.5}
+        assert 9 <= await seconds_for(pool, "v", 100) <= 10.1
+        await pool.note("v", {"limits": {"requests_per_s": 0, "bytes_per_s": 10 * BLOCK}})
+        assert 9 <= await seconds_for(pool, "v", 100) <= 10.1
+        device = pool.open_export("v")
+        started = trio.current_time()
+        for _ in range(20):
+            if device.try_read(0, BLOCK) is None:
+                await device.read(0, BLOCK)
+        assert trio.current_time() - started > 1
+        await device.close()
+        await pool.note("v", {"limits": {"bytes_per_s": 0}})
+        assert await seconds_for(pool, "v", 100) < 1
+    await assert_clean(members)

@@ -212,12 +212,72 @@ def rollback(volume: str, name: str) -> Step:
     return Step(f"rollback {volume}@{name}", apply)
 
 
+def rename(volume: str, new: str) -> Step:
+    def apply(state: State) -> None:
+        state[new] = state.pop(volume)
+        _sort(state)
+
+    return Step(f"rename {volume} {new}", apply)
+
+
+def rename_snapshot(volume: str, name: str, new: str) -> Step:
+    def apply(state: State) -> None:
+        old = state[volume].snapshots
+        state[volume].snapshots = {(new if n == name else n): each for n, each in old.items()}
+
+    return Step(f"rename {volume}@{name} {new}", apply)
+
+
+def promote(volume: str, source: str, moving: list[str]) -> Step:
+    """Snapshots of another volume go to this one, before its own."""
+
+    def apply(state: State) -> None:
+        moved = {name: state[source].snapshots.pop(name) for name in moving}
+        state[volume].snapshots = {**moved, **state[volume].snapshots}
+
+    return Step(f"promote {volume} over {source}", apply)
+
+
 def clone(volume: str, name: str, new: str) -> Step:
     def apply(state: State) -> None:
         state[new] = VolumeModel(state[volume].snapshots[name].copy())
         _sort(state)
 
     return Step(f"clone {volume}@{name} {new}", apply)
+
+
+def fork(volume: str, new: str) -> Step:
+    """Clone a volume as it is now."""
+
+    def apply(state: State) -> None:
+        state[new] = VolumeModel(state[volume].head.copy())
+        _sort(state)
+
+    return Step(f"clone {volume} {new}", apply)
+
+
+def group(volumes: list[str], name: str) -> Step:
+    """A snapshot of several volumes at once: one step."""
+
+    def apply(state: State) -> None:
+        for volume in volumes:
+            state[volume].snapshots[name] = state[volume].head.copy()
+
+    return Step(f"snapshot {volumes}@{name}", apply)
+
+
+def shrink(volume: str, size_bytes: int) -> list[Step]:
+    """What lies behind is zeroed, then the size changes."""
+    return [
+        Step(f"zero {volume} behind {size_bytes}", lambda state: _cut(state, volume, size_bytes)),
+        resize(volume, size_bytes),
+    ]
+
+
+def _cut(state: State, volume: str, size_bytes: int) -> None:
+    blocks = state[volume].head.blocks
+    for block in [block for block in blocks if block >= size_bytes // BLOCK]:
+        del blocks[block]
 
 
 def _remove(state: State, volume: str) -> None:

@@ -19,17 +19,21 @@ class Sweep:
     """All cuts of one seeded workload on one shape of pool.
 
     Args:
+        workload: what is done.
         recovery_cuts: how many places of the first recovery are cut, for each cut of the
             workload; None cuts every one.
     """
 
     def __init__(
         self, shape: Shape, seed: int, *, actions: tuple[int, ...] = ACTIONS,
-        recovery_cuts: int | None = 1,
+        workload: type[Workload] = Workload, recovery_cuts: int | None = 1,
+        weights: dict[str, int] | None = None,
     ) -> None:  # fmt: skip
+        self._weights = weights
         self.shape = shape
         self.seed = seed
         self._actions = actions
+        self._workload = workload
         self._recovery_cuts = recovery_cuts
         self._made = new_world(shape, seed)
         self.crashes = 0
@@ -44,7 +48,8 @@ class Sweep:
         """Cut at one operation and check; False when the workload completed before it."""
         world = self._made.reboot(cut_at)
         history = History()
-        life = sessions(world, self.shape, Workload(history, self.seed), self._actions)
+        workload = self._workload(history, self.seed, self._weights)
+        life = sessions(world, self.shape, workload, self._actions)
         was_cut = live(world, life)
         coin = random.Random(f"{self.seed} {cut_at}")
         try:
@@ -84,7 +89,7 @@ class Sweep:
     def _go_on(self, world: SimulatedWorld, history: History, coin: random.Random) -> None:
         """Write more, stop cleanly or not, and see exactly what was there."""
         world = world.reboot()
-        workload = Workload(history, f"{self.seed}-afterwards")
+        workload = Workload(history, f"{self.seed}-afterwards", self._weights)
 
         async def more(pool: Pool) -> None:
             await workload.run(pool, ACTIONS_AFTERWARDS)

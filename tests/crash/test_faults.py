@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from blockdev.errors import DeviceError, NoSpaceError
-from blockdev.simulated import SimulatedDisk, SimulatedWorld
+from blockdev.simulated import PowerCut, SimulatedDisk, SimulatedWorld
 from storage.log import Log
 from storage.pool import Pool
 from storage.store import Failure
@@ -82,6 +82,7 @@ class FaultSweep:
                 self.plant(disk, at)
                 await workload.run(pool, ACTIONS)
                 world.cut_power()
+            raise PowerCut  # a full pool closes without touching a disk
 
         try:
             live(world, until_the_cut)

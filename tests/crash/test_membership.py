@@ -3,6 +3,7 @@
 import random
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from uuid import UUID
 
@@ -11,6 +12,7 @@ import pytest
 from blockdev.simulated import SimulatedDisk, SimulatedWorld
 from storage.codec import digest_of
 from storage.errors import (
+    DamagedError,
     ForeignMemberError,
     FormatVersionError,
     MemberTooSmallError,
@@ -20,13 +22,14 @@ from storage.errors import (
 )
 from storage.member import closing_offset, read_superblock
 from storage.pool import MemberDevice, create_pool, open_pool
-from storage.superblock import RING_SLOTS, SUPERBLOCK_BYTES
+from storage.superblock import RING_SLOTS, SUPERBLOCK_BYTES, Superblock, decode, encode
 from tests.crash.harness import (
     MIB,
     ONE,
     SEGMENT_BYTES,
     SETTINGS,
     TWO_OF_THREE,
+    Shape,
     contents,
     environment,
     live,
@@ -71,7 +74,7 @@ async def open_some(
     chosen: Sequence[MemberDevice], history: History | None, without: Sequence[UUID] = ()
 ) -> None:
     """Open with these members only; with a history, hold the contents against it."""
-    env = environment("some")
+    env = environment([each.name for each in chosen])
     async with open_pool(chosen, settings=SETTINGS, env=env, without=without) as pool:
         if history is not None:
             found = await contents(pool)
@@ -147,6 +150,48 @@ def test_opening_by_force_without_a_member() -> None:
     live(world, partial(open_some, members(world, TWO_OF_THREE)[:2], history, [uuids[2]]))
 
 
+@pytest.mark.parametrize("outcome", range(8))
+def test_forcing_it_open_without_who_alone_had_the_log_loses_nothing_silently(outcome: int) -> None:
+    """Goal: what was flushed to one member alone is there, or opening says what is missing.
+
+    Method: one of two members misses everything and comes back, in sync but for what has one copy
+    only; soon the power goes, and only the returned member is there.
+    """
+    shape = Shape("two", 2, ("a", "b"))
+    world = new_world(shape, 13)
+    uuids: list[UUID] = []
+
+    async def write() -> None:
+        async with opened(world, shape) as pool:
+            uuids.extend(m.uuid for m in pool.info().members)
+            world.disks[0].dead = True
+            await pool.create_volume("v", MIB)
+            world.cut_power()
+
+    async def come_back() -> None:
+        async with opened(world, shape) as pool:
+            assert pool.info().health == "ok"
+            world.cut_power()
+
+    assert live(world, write)
+    world = world.reboot(outcome=outcome)
+    assert live(world, come_back)
+    again = world.reboot(outcome=outcome)
+    found: list[str] = []
+
+    async def force() -> None:
+        chosen, env = members(again, shape)[:1], environment(3)
+        async with open_pool(chosen, settings=SETTINGS, env=env, without=[uuids[1]]) as pool:
+            found.extend(volume.name for volume in pool.volumes())
+
+    said = ""
+    try:
+        live(again, force)
+    except DamagedError as error:
+        said = str(error)
+    assert found == ["v"] or "missing" in said
+
+
 def test_a_split_pool_is_refused() -> None:
     """Goal: two sides that went on without each other are never mixed."""
     world, _ = world_with_data(6)
@@ -163,6 +208,50 @@ def test_a_split_pool_is_refused() -> None:
     live(world, partial(open_some, all_members[2:], None, uuids[:2]))
     with pytest.raises(ForeignMemberError):
         run(world, all_members, None)
+
+
+SUCCESSIONS = {
+    # (epoch, sequence, members that it calls stale) of each member's newest superblock.
+    "one missed that another came back": [(2, 6, ()), (1, 4, (0,)), (1, 5, ())],
+    "that one failed since": [(1, 6, (1,)), (1, 4, (0,)), (1, 6, (1,))],
+    "and the next daemon reached one member": [(2, 7, (1,)), (1, 4, (0,)), (1, 6, (1,))],
+    "and the next daemon worked": [(2, 9, (1,)), (1, 4, (0,)), (2, 9, (1,))],
+    "and the one after that reached one": [(3, 10, (1,)), (1, 4, (0,)), (2, 9, (1,))],
+}
+
+
+@pytest.mark.parametrize("written", SUCCESSIONS.values(), ids=[*SUCCESSIONS])
+def test_superblocks_of_one_history_are_no_split_pool(
+    written: list[tuple[int, int, tuple[int, ...]]],
+) -> None:
+    """Goal: members that call each other stale are believed when one was in sync with both.
+
+    Method: write what power cuts leave when members fail and are brought back.
+    """
+    world = new_world(TWO_OF_THREE, 12)
+    sb = newest_superblock(world.disks[0])
+
+    async def write() -> None:
+        for index, (epoch, sequence, stale) in enumerate(written):
+            rows = tuple(
+                replace(row, stale_since=0) if i in stale else row
+                for i, row in enumerate(sb.members)
+            )
+            holder = UUID(int=epoch)
+            each = replace(
+                sb, epoch=epoch, sequence=sequence, holder=holder, members=rows, clean=False
+            )
+            place = sequence % RING_SLOTS * SUPERBLOCK_BYTES
+            await world.disks[index].write(place, encode(each.for_member(index)), fua=True)
+
+    live(world, write)
+    run(world, members(world, TWO_OF_THREE), None)
+
+
+def newest_superblock(disk: SimulatedDisk) -> Superblock:
+    places = (slot * SUPERBLOCK_BYTES for slot in range(RING_SLOTS))
+    found = [decode(disk.durable(place, SUPERBLOCK_BYTES)) for place in places]
+    return max((sb for sb in found if sb is not None), key=lambda sb: sb.order)
 
 
 def test_a_copied_member_is_refused() -> None:

@@ -1,9 +1,15 @@
 """Power cuts at every operation of a workload, and of the recovery after it."""
 
+from typing import Any
+
 import pytest
 
-from tests.crash.harness import ONE, SHAPES, THREE, TWO_OF_THREE, Shape
+from storage import relocate
+from storage.meta import MetaWriter
+from storage.relocate import Relocator
+from tests.crash.harness import ONE, SEGMENT_BYTES, SHAPES, THREE, TWO_OF_THREE, Shape
 from tests.crash.sweep import Sweep
+from tests.crash.workload import CHECKPOINTS, CLEANING
 
 SEEDS = {ONE: range(1, 13), TWO_OF_THREE: range(1, 5), THREE: range(1, 4)}
 """Failing seeds join these."""
@@ -32,6 +38,68 @@ def test_power_cut_at_every_operation_of_the_recovery(shape: Shape) -> None:
     recovery is cut, and a second recovery somewhere.
     """
     Sweep(shape, 77, recovery_cuts=None).run(step=17 * len(shape.hosts), start=5)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 5])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_power_cut_while_blocks_are_moved(shape: Shape, seed: int) -> None:
+    """Goal and method: as above, while most of what is written dies soon and the cleaner moves the
+    rest, under snapshots, merges and checkpoints. Rules R7, R10, R11, R13.
+    """
+    Sweep(shape, seed, actions=(30, 20), weights=CLEANING).run(step=3 * len(shape.hosts))
+
+
+def relocate_always(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Each checkpoint begins a metadata segment and empties all others, however full; returns a
+    list that gets an item for each page that is written again."""
+    honest_keep, honest_page = MetaWriter.keep, Relocator._relocate_page
+    relocated = []
+
+    def keep(self: MetaWriter) -> None:
+        self.offset = SEGMENT_BYTES
+        honest_keep(self)
+
+    async def page(self: Relocator, *arguments: Any) -> int:
+        relocated.append(1)
+        return await honest_page(self, *arguments)
+
+    monkeypatch.setattr(MetaWriter, "keep", keep)
+    monkeypatch.setattr(Relocator, "_relocate_page", page)
+    monkeypatch.setattr(relocate, "FOOTPRINT_MAX", 0)
+    monkeypatch.setattr(relocate, "SPARE_SEGMENTS", 0)
+    return relocated
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_power_cut_while_pages_are_relocated(
+    shape: Shape, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Goal and method: as above, while checkpoints write pages and directories out of metadata
+    segments again, whose slots are reused soon. Rules R8, R10.
+    """
+    relocated = relocate_always(monkeypatch)
+    Sweep(shape, seed, actions=(30, 20), weights=CHECKPOINTS).run(step=4 * len(shape.hosts))
+    assert len(relocated) > 100
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", LONG_SEEDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_power_cut_while_pages_are_relocated_long(
+    shape: Shape, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Goal and method: as above, at every operation."""
+    relocate_always(monkeypatch)
+    Sweep(shape, seed, actions=(40, 30), recovery_cuts=2, weights=CHECKPOINTS).run()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", LONG_SEEDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_power_cut_while_blocks_are_moved_long(shape: Shape, seed: int) -> None:
+    """Goal and method: as above, at every operation."""
+    Sweep(shape, seed, actions=(40, 30), recovery_cuts=2, weights=CLEANING).run()
 
 
 @pytest.mark.long

@@ -6,10 +6,12 @@ beside it. Each step is noted in the history before the engine is asked for it.
 
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 import trio
 
 from blockdev.simulated import SimulatedWorld
+from storage.errors import InvalidArgumentError
 from storage.pool import Pool, PoolSettings
 from storage.volume import Volume
 from tests.crash import model
@@ -28,18 +30,35 @@ _WEIGHTS = {
     "write_blocks": 12, "write_part": 8, "write_across": 5, "write_fua": 3, "burst": 5,
     "zeroes": 4, "trim": 4,
     "flush": 6, "flush_beside": 3, "check_read": 4, "wait": 2, "checkpoint": 3, "snapshot": 3,
-    "clone": 2, "rollback": 2, "delete_snapshot": 2, "create": 1, "delete": 1, "resize": 1,
+    "clone": 2, "rollback": 2, "delete_snapshot": 3, "create": 1, "delete": 1, "resize": 1,
+    "fork": 1, "group": 1, "shrink": 1, "clean": 6,
 }  # fmt: skip
+
+
+CLEANING = {"burst": 30, "clean": 20, "checkpoint": 6, "snapshot": 5, "trim": 6}
+"""Weights for much that dies and is moved."""
+
+CHECKPOINTS = {"checkpoint": 20, "clone": 4, "snapshot": 5, "delete_snapshot": 4, "clean": 10}
+"""Weights for pages of many layers that checkpoints write."""
+
+FLATTENING = {
+    "clone": 8, "fork": 6, "flatten": 14, "wait": 8, "snapshot": 6, "delete_snapshot": 6,
+    "checkpoint": 5,
+}  # fmt: skip
+"""Weights for clones that are made to stand alone while everything else goes on."""
 
 
 class Workload:
     """Goes on from whatever the history's tip says; `seed` decides all that it does."""
 
-    def __init__(self, history: History, seed: object) -> None:
+    def __init__(
+        self, history: History, seed: object, weights: dict[str, int] | None = None
+    ) -> None:
         self.history = history
         self._rng = random.Random(f"workload {seed}")
-        self._actions = list(_WEIGHTS)
-        self._weights = list(_WEIGHTS.values())
+        weighted = _WEIGHTS | (weights or {})
+        self._actions = list(weighted)
+        self._weights = list(weighted.values())
         self._names = 0
         self._seed = seed
 
@@ -98,7 +117,7 @@ class Workload:
     async def _write_bytes(self, name: str, device: Volume, offset: int, length: int) -> None:
         blocks = -(-length // BLOCK)
         data = b"".join(self._block() for _ in range(blocks))[:length]
-        for at, piece in _pieces(offset, data):
+        for at, piece in pieces(offset, data):
             if len(piece) == BLOCK:
                 self.history.begin(model.put_block(name, at // BLOCK, piece))
             else:
@@ -113,7 +132,7 @@ class Workload:
         length = min(self._rng.randint(1, count * BLOCK), device.size_bytes - offset)
         first, end = -(-offset // BLOCK), (offset + length) // BLOCK
         if first >= end:
-            for at, piece in _pieces(offset, bytes(length)):
+            for at, piece in pieces(offset, bytes(length)):
                 self.history.begin(model.merge(name, at, piece))
         else:
             if offset < first * BLOCK:
@@ -155,6 +174,19 @@ class Workload:
         else:
             self._nursery.start_soon(self._pool.checkpoint)
 
+    async def _clean(self) -> None:
+        """Move what is alive, whether that is worth it or not; beside all else at times."""
+
+        async def clean() -> None:
+            await self._pool.cleaner.round()
+            if self._rng.random() < 0.6:
+                await self._pool.checkpoint()
+
+        if self._rng.random() < 0.5:
+            await clean()
+        else:
+            self._nursery.start_soon(clean)
+
     async def _check_read(self) -> None:
         name = self._rng.choice(list(self.history.tip))
         image = self.history.tip[name].head
@@ -186,18 +218,42 @@ class Workload:
             new = self._new_name("c")
             await self._durably(model.clone(*found, new), self._pool.clone(*found, new))
 
+    async def _fork(self) -> None:
+        if len(self.history.tip) < VOLUMES_MAX:
+            volume, new = self._rng.choice(list(self.history.tip)), self._new_name("f")
+            await self._durably(model.fork(volume, new), self._pool.clone(volume, None, new))
+
+    async def _group(self) -> None:
+        tip = self.history.tip
+        volumes = [name for name in tip if len(tip[name].snapshots) < SNAPSHOTS_MAX]
+        if volumes:
+            name = self._new_name("g")
+            operation = self._pool.create_snapshots(volumes, name)
+            await self._durably(model.group(volumes, name), operation)
+
+    async def _shrink(self) -> None:
+        name = self._rng.choice(list(self.history.tip))
+        blocks = self.history.tip[name].head.size_bytes // BLOCK
+        size = self._rng.randint(max(1, blocks - 300), blocks) * BLOCK
+        if name in VOLUMES or size == blocks * BLOCK:
+            return
+        zero, cut = model.shrink(name, size)
+        self.history.begin(zero)
+        await self._durably(cut, self._pool.resize_volume(name, size, shrink=True))
+
+    async def _flatten(self) -> None:
+        """Let a clone stand alone in the background: nothing that can be read changes."""
+        name = self._rng.choice(list(self.history.tip))
+        with suppress(InvalidArgumentError):
+            await self._pool.flatten(name, on=self._rng.random() < 0.9)
+
     async def _rollback(self) -> None:
         if found := self._any_snapshot():
             await self._durably(model.rollback(*found), self._pool.rollback(*found))
 
     async def _delete_snapshot(self) -> None:
-        """Only one on which nothing stands: after a rollback to an earlier one."""
-        for volume, name in self._all_snapshots():
-            layer = self._pool._live.volumes[volume].snapshots[name].layer
-            if not self._pool._live.children(layer):
-                operation = self._pool.delete_snapshot(volume, name)
-                await self._durably(model.delete_snapshot(volume, name), operation)
-                return
+        if found := self._any_snapshot():
+            await self._durably(model.delete_snapshot(*found), self._pool.delete_snapshot(*found))
 
     async def _create(self) -> None:
         if len(self.history.tip) < VOLUMES_MAX:
@@ -205,9 +261,9 @@ class Workload:
             await self._durably(model.create(name, size), self._pool.create_volume(name, size))
 
     async def _delete(self) -> None:
-        origins = {v.origin.partition("@")[0] for v in self._pool.volumes() if v.origin}
+        """Also one that others were cloned from."""
         for name in self.history.tip:
-            if name not in VOLUMES and name not in origins:
+            if name not in VOLUMES:
                 operation = self._pool.delete_volume(name, snapshots=True)
                 await self._durably(model.delete(name), operation)
                 return
@@ -269,7 +325,7 @@ def sessions(
     return body
 
 
-def _pieces(offset: int, data: bytes) -> list[tuple[int, bytes]]:
+def pieces(offset: int, data: bytes) -> list[tuple[int, bytes]]:
     """The parts of a write in the order in which the engine takes them: cut at blocks."""
     pieces = []
     at = 0

@@ -1,0 +1,120 @@
+"""Power cuts while clones get copies of what they inherit, and are cut off from it."""
+
+from functools import partial
+
+import pytest
+import trio
+
+from blockdev.simulated import SimulatedWorld
+from storage.pool import Pool
+from tests.crash import model
+from tests.crash.harness import MIB, ONE, SHAPES, THREE, Shape, live, new_world, opened, recover
+from tests.crash.model import BLOCK, History
+from tests.crash.sweep import Sweep, find_no_damage
+from tests.crash.workload import FLATTENING
+
+SIZE = 5 * MIB
+"""Two map pages."""
+LONG_SEEDS = range(1000, 1020)
+
+
+@pytest.mark.parametrize(("shape", "seed", "step"), [(ONE, 3, 2), (ONE, 8, 2), (THREE, 4, 9)])
+def test_power_cut_while_clones_are_flattened(shape: Shape, seed: int, step: int) -> None:
+    """Goal: as in `test_power_cut`, with clones flattened in the background all the time, by the
+    recovered pool too. Rules R6, R8, R12.
+    """
+    Sweep(shape, seed, actions=(24, 16), weights=FLATTENING).run(step=step)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", LONG_SEEDS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_power_cut_while_clones_are_flattened_long(shape: Shape, seed: int) -> None:
+    """Goal and method: as above, at every operation."""
+    Sweep(shape, seed, actions=(40, 30), recovery_cuts=2, weights=FLATTENING).run()
+
+
+class Life:
+    """A clone with snapshots of its own is flattened, then its origin is deleted."""
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+
+    async def run(self, pool: Pool) -> None:
+        await self._durably(model.create("v", SIZE), pool.create_volume("v", SIZE))
+        for block in (*range(0, 9), 700, *range(1020, 1030)):
+            await self._write(pool, "v", block, b"origin")
+        await self._durably(model.snapshot("v", "s"), pool.create_snapshot("v", "s"))
+        await self._durably(model.clone("v", "s", "c"), pool.clone("v", "s", "c"))
+        for number, blocks in enumerate(((3, 1022), (4, 900))):
+            for block in blocks:
+                await self._write(pool, "c", block, b"clone")
+            name = f"t{number}"
+            await self._durably(model.snapshot("c", name), pool.create_snapshot("c", name))
+            await pool.checkpoint()
+        await pool.flatten("c")
+        await self._write(pool, "c", 5, b"meanwhile")
+        await self.finish(pool)
+
+    async def finish(self, pool: Pool) -> None:
+        """What a recovered pool has to be able to go on to."""
+        while "c" in self.history.tip and pool.volume("c").flattening is not None:
+            await trio.sleep(1)
+        if "c" in self.history.tip and pool.volume("c").origin is None:
+            if "v" in self.history.tip:
+                step, call = model.delete("v"), pool.delete_volume("v", snapshots=True)
+                await self._durably(step, call)
+            for _ in range(4):
+                await pool.checkpoint()
+            assert all(node.parent in (None, "c") for node in pool.tree())
+        await self._write(pool, "c", 6, b"after")
+        await pool.flush()
+        self.history.is_durable(len(self.history.steps))
+
+    async def _write(self, pool: Pool, name: str, block: int, word: bytes) -> None:
+        if name in self.history.tip:
+            data = (word + b"-%d-" % block).ljust(64, b".") * (BLOCK // 64)
+            self.history.begin(model.put_block(name, block, data))
+            device = pool.open_export(name)
+            await device.write(block * BLOCK, data)
+            await device.close()
+
+    async def _durably(self, step, call) -> None:  # type: ignore[no-untyped-def]
+        self.history.begin(step)
+        mark = len(self.history.steps)
+        await call
+        self.history.is_durable(mark)
+
+
+def test_the_origin_goes_after_any_cut() -> None:
+    """Goal: cut anywhere, the pool goes on to flatten the clone; then its origin is deleted and its
+    space used again, and volume and snapshots read as ever.
+
+    Method: one life cut at every device operation, its recovery at one of the first places in turn.
+    """
+    made = new_world(ONE, 5)
+    cut_at = 0
+    was_cut = True
+    while was_cut:
+        cut_at += 1
+        world = made.reboot(cut_at)
+        history = History()
+        was_cut = live(world, partial(_first_life, world, history))
+        again = world.reboot(cut_at % 23 + 1, outcome=cut_at)
+        try:
+            if recover(again, ONE, history, Life(history).finish):
+                again = again.reboot(outcome=cut_at + 1)
+                assert not recover(again, ONE, history, Life(history).finish)
+            again = again.reboot()
+            assert not recover(again, ONE, history)
+            again = again.reboot()
+            live(again, partial(find_no_damage, again, ONE))
+        except AssertionError as error:
+            error.add_note(f"{cut_at=}")
+            raise
+    assert cut_at > 50
+
+
+async def _first_life(world: SimulatedWorld, history: History) -> None:
+    async with opened(world, ONE) as pool:
+        await Life(history).run(pool)

@@ -7,6 +7,8 @@ answers with 4 bytes of flags, then options follow until one enters transmission
         Need.DATA          wait for more bytes
         ListRequest        answer with `answer_list` or `refuse`
         ExportRequest      answer with `answer_export` or `refuse`
+        ContextRequest     answer with `answer_contexts` or `refuse`
+        StartTls           send, set up TLS, then `secured`
         Ended              the client said goodbye
     after each event send `data_to_send`; `entered` is set once transmission begins.
 
@@ -22,10 +24,12 @@ from enum import Enum
 from nbd.constants import (
     INIT_MAGIC,
     OPTION_MAGIC,
+    REQUEST_MAGIC,
     HandshakeFlag,
     Option,
     OptionReply,
 )
+from nbd.contexts import ContextQuery, decode_query, encode_context, listed, selected
 from nbd.errors import ProtocolError
 from nbd.options import (
     OPTION_HEADER,
@@ -42,15 +46,26 @@ from nbd.options import (
 
 OPTION_BYTES_MAX = 64 << 10
 """A GO with a 4096-byte name and thousands of information requests fits; nobody needs more."""
+CONTEXTS_MAX = 64
+"""Contexts that a client may use at once: each question for status is answered for all of them."""
 OPTIONS_MAX = 1024
 """A client that asks for INFO of every export of a large pool fits; endless haggling does not."""
 
+_BEFORE_TLS = {Option.STARTTLS, Option.ABORT}
 _GREETING = struct.Struct(">QQH").pack(
     INIT_MAGIC, OPTION_MAGIC, HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
 )
 _CLIENT_FLAGS_BYTES = 4
 # A plain int: `~` of an IntFlag has only the bits that have names.
 _KNOWN_FLAGS = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
+
+
+class Tls(Enum):
+    """Whether a listener speaks TLS."""
+
+    OFF = "off"
+    ALLOW = "allow"
+    REQUIRE = "require"
 
 
 class Need(Enum):
@@ -73,11 +88,24 @@ class ExportRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class ContextRequest:
+    """The client wants to know which contexts an export has or, with `select`, to use some."""
+
+    export: str
+    select: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StartTls:
+    """The client begins TLS as soon as it has our answer."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The client gave up; send what is left and close."""
 
 
-Event = ListRequest | ExportRequest | Ended | Need
+Event = ListRequest | ExportRequest | ContextRequest | StartTls | Ended | Need
 
 
 @dataclass(slots=True)
@@ -86,25 +114,40 @@ class _Pending:
 
     option: int
     kinds: frozenset[int] = frozenset()
+    query: ContextQuery | None = None
 
 
 class ServerHandshake:
     """One negotiation; see the module for the order of calls.
 
     Args:
+        tls: whether the client may or must begin TLS.
         option_bytes_max: longer options end the connection.
         options_max: more options end the connection.
     """
 
     def __init__(
-        self, *, option_bytes_max: int = OPTION_BYTES_MAX, options_max: int = OPTIONS_MAX
+        self,
+        *,
+        tls: Tls = Tls.OFF,
+        option_bytes_max: int = OPTION_BYTES_MAX,
+        options_max: int = OPTIONS_MAX,
     ) -> None:
         self.structured = False
         """Whether the client can take structured replies."""
+        self.extended = False
+        """Whether requests and replies have extended headers; then also `structured`."""
+        self.contexts: dict[int, str] = {}
+        """What the client selected for the export that it entered, by number."""
+        self.greeted = False
+        """Whether the client sent its flags: before that, it may not be speaking NBD at all."""
         self.entered = False
         """Whether an export was entered; what follows on the wire are requests."""
         self.shutting_down = False
         """Set this to refuse every option from now on."""
+        self._tls = tls
+        self._is_secure = False
+        self._contexts_of = ""  # the export that `contexts` were selected for
         self._option_bytes_max = option_bytes_max
         self._options_left = options_max
         self._input = bytearray()
@@ -119,7 +162,12 @@ class ServerHandshake:
             Option.INFO: lambda data: self._on_info(Option.INFO, data),
             Option.GO: lambda data: self._on_info(Option.GO, data),
             Option.STRUCTURED_REPLY: self._on_structured_reply,
+            Option.EXTENDED_HEADERS: self._on_extended_headers,
+            Option.LIST_META_CONTEXT: lambda data: self._on_contexts(data, select=False),
+            Option.SET_META_CONTEXT: lambda data: self._on_contexts(data, select=True),
         }
+        if tls is not Tls.OFF:
+            self._handlers[Option.STARTTLS] = self._on_starttls
 
     def receive(self, data: bytes | bytearray | memoryview) -> None:
         """Take bytes from the client."""
@@ -165,12 +213,41 @@ class ServerHandshake:
     def answer_export(self, info: ExportInfo) -> None:
         """Answer an ExportRequest; `entered` is set when it asked to enter."""
         pending = self._take_pending()
+        if self._contexts_of != info.name and pending.option != Option.INFO:
+            self.contexts = {}
         if pending.option == Option.EXPORT_NAME:
             self._output += encode_export_name_reply(info, no_zeroes=bool(self._no_zeroes))
         else:
             self._output += encode_infos(pending.option, info, pending.kinds)
             self._output += encode_reply(pending.option, OptionReply.ACK)
         self.entered = pending.option != Option.INFO
+
+    def answer_contexts(self, offered: Iterable[str]) -> None:
+        """Answer a ContextRequest, saying which contexts the export has, each once."""
+        pending = self._take_pending()
+        query = pending.query
+        assert query is not None
+        # Numbers are those of the offer, so each is unique whatever was asked for.
+        numbers = {name: number for number, name in enumerate(offered)}
+        if pending.option == Option.SET_META_CONTEXT:
+            chosen = selected(query.queries, numbers)
+            if len(chosen) > CONTEXTS_MAX:
+                message = f"too many contexts at once: contexts={len(chosen)} max={CONTEXTS_MAX}"
+                self._output += encode_error(pending.option, OptionReply.ERR_TOO_BIG, message)
+                return
+            self.contexts = {numbers[name]: name for name in chosen}
+            self._contexts_of = query.export
+        else:
+            chosen = listed(query.queries, numbers)
+        for name in chosen:
+            self._output += encode_context(pending.option, numbers[name], name)
+        self._output += encode_reply(pending.option, OptionReply.ACK)
+
+    def secured(self) -> None:
+        """Say that TLS is set up: what was agreed in plain text no longer counts."""
+        self._is_secure = True
+        self.structured = self.extended = False
+        self.contexts = {}
 
     def refuse(self, reply: OptionReply, message: str) -> None:
         """Refuse the pending request; haggling goes on.
@@ -193,9 +270,12 @@ class ServerHandshake:
             return False
         flags = int.from_bytes(self._input[:_CLIENT_FLAGS_BYTES])
         del self._input[:_CLIENT_FLAGS_BYTES]
+        if flags == REQUEST_MAGIC:
+            raise ProtocolError("client speaks oldstyle NBD, which is not served; update it")
         if flags & ~_KNOWN_FLAGS:
             raise ProtocolError(f"unknown client flags: flags={flags:#x}")
         self._no_zeroes = bool(flags & HandshakeFlag.NO_ZEROES)
+        self.greeted = True
         return True
 
     def _take_option(self) -> tuple[int, bytes] | None:
@@ -221,6 +301,8 @@ class ServerHandshake:
         try:
             if self.shutting_down and option != Option.ABORT:
                 raise OptionError(OptionReply.ERR_SHUTDOWN, "server is shutting down")
+            if self._tls is Tls.REQUIRE and not self._is_secure and option not in _BEFORE_TLS:
+                raise OptionError(OptionReply.ERR_TLS_REQD, "begin TLS first")
             if handler is None:
                 raise OptionError(OptionReply.ERR_UNSUP, f"unsupported option: option={option}")
             return handler(data)
@@ -231,6 +313,8 @@ class ServerHandshake:
             return None
 
     def _on_export_name(self, data: bytes) -> Event:
+        if self.extended:
+            raise ProtocolError("EXPORT_NAME after extended headers; use GO")
         name = decode_name(data)
         self._pending = _Pending(Option.EXPORT_NAME)
         return ExportRequest(name, enter=True)
@@ -254,5 +338,38 @@ class ServerHandshake:
     def _on_structured_reply(self, data: bytes) -> None:
         if data:
             raise OptionError(OptionReply.ERR_INVALID, "STRUCTURED_REPLY takes no data")
+        if self.extended:
+            raise OptionError(
+                OptionReply.ERR_EXT_HEADER_REQD, "extended headers were agreed, with their replies"
+            )
         self.structured = True
         self._output += encode_reply(Option.STRUCTURED_REPLY, OptionReply.ACK)
+
+    def _on_extended_headers(self, data: bytes) -> None:
+        if data:
+            raise OptionError(OptionReply.ERR_INVALID, "EXTENDED_HEADERS takes no data")
+        if self.extended:
+            raise OptionError(OptionReply.ERR_INVALID, "extended headers were agreed before")
+        self.structured = self.extended = True
+        self._output += encode_reply(Option.EXTENDED_HEADERS, OptionReply.ACK)
+
+    def _on_contexts(self, data: bytes, *, select: bool) -> Event:
+        if select:
+            self.contexts = {}  # also when what follows fails
+        if not self.structured:
+            raise OptionError(OptionReply.ERR_INVALID, "ask for structured replies first")
+        query = decode_query(data)
+        option = Option.SET_META_CONTEXT if select else Option.LIST_META_CONTEXT
+        self._pending = _Pending(option, query=query)
+        return ContextRequest(query.export, select)
+
+    def _on_starttls(self, data: bytes) -> Event:
+        if data:
+            raise OptionError(OptionReply.ERR_INVALID, "STARTTLS takes no data")
+        if self._is_secure:
+            raise OptionError(OptionReply.ERR_INVALID, "TLS was begun before")
+        if self._input:
+            # Somebody between client and server could have put it there (CVE-2021-3716).
+            raise ProtocolError("data in plain text behind STARTTLS")
+        self._output += encode_reply(Option.STARTTLS, OptionReply.ACK)
+        return StartTls()

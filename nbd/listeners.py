@@ -3,14 +3,46 @@
 import errno
 import os
 import socket
+import ssl
+from dataclasses import dataclass
 from pathlib import Path
+
+from nbd.handshake import Tls
 
 BACKLOG = 128
 """Clients that may wait to be accepted; a host that restarts all its guests at once fits."""
 
 
-def listen_unix(path: Path) -> socket.socket:
-    """Listen on a Unix socket that only this user can reach; a stale one is replaced.
+@dataclass(frozen=True, slots=True)
+class TlsTerms:
+    """Whether clients may or must begin TLS, and how; `context` is None only when it is off."""
+
+    policy: Tls = Tls.OFF
+    context: ssl.SSLContext | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A socket that accepts clients, and what it demands of them."""
+
+    sock: socket.socket
+    tls: TlsTerms = TlsTerms()
+
+    def close(self) -> None:
+        """Close it and remove the path of a Unix socket. Closing twice is harmless."""
+        if self.sock.fileno() < 0:
+            return
+        path = self.sock.getsockname() if self.sock.family == socket.AF_UNIX else None
+        self.sock.close()
+        if path:
+            Path(path).unlink(missing_ok=True)
+
+
+def listen_unix(path: Path, tls: TlsTerms = TlsTerms(), *, mode: int = 0o600) -> Listener:
+    """Listen on a Unix socket; a stale one is replaced.
+
+    Args:
+        mode: who can reach it: only this user by default.
 
     Raises:
         OSError: EADDRINUSE when another process listens there; or as `bind`.
@@ -19,18 +51,18 @@ def listen_unix(path: Path) -> socket.socket:
     try:
         if path.is_socket():
             _remove_stale(path)
-        mask = os.umask(0o177)  # between bind and chmod anybody could connect
+        mask = os.umask(0o777 & ~mode)  # between bind and chmod anybody could connect
         try:
             sock.bind(str(path))
         finally:
             os.umask(mask)
-        return _listen(sock)
+        return Listener(_listen(sock), tls)
     except BaseException:
         sock.close()
         raise
 
 
-def listen_tcp(host: str, port: int) -> list[socket.socket]:
+def listen_tcp(host: str, port: int, tls: TlsTerms = TlsTerms()) -> list[Listener]:
     """Listen on every address of `host`; port 0 takes a free one, the same for all.
 
     Raises:
@@ -53,17 +85,7 @@ def listen_tcp(host: str, port: int) -> list[socket.socket]:
         for sock in sockets:
             sock.close()
         raise
-    return sockets
-
-
-def close_listener(sock: socket.socket) -> None:
-    """Close a listener and remove the path of a Unix socket. Closing twice is harmless."""
-    if sock.fileno() < 0:
-        return
-    path = sock.getsockname() if sock.family == socket.AF_UNIX else None
-    sock.close()
-    if path:
-        Path(path).unlink(missing_ok=True)
+    return [Listener(sock, tls) for sock in sockets]
 
 
 def _listen(sock: socket.socket) -> socket.socket:

@@ -63,7 +63,9 @@ class Pace:
         self._sleeps += 1
         return LOOKS if self._sleeps % RETRY_EVERY == 0 else int(served != 1)
 
-    def looked(self, looks: int, *, found: bool) -> None:
-        """Learn whether it paid off."""
-        if looks == LOOKS:
-            self._hope = min(self._hope + 1, HOPE_MAX) if found else max(self._hope - 2, 0)
+    def looked(self, *, found: bool) -> None:
+        """Learn whether it paid off to try `LOOKS` times."""
+        if not found:
+            self._hope = max(self._hope - 2, 0)
+        elif self._hope < HOPE_MAX:
+            self._hope += 1

@@ -2,14 +2,16 @@
 
 Whoever queues replies calls `drain`. One task at a time sends; the others leave
 their replies to it. Buffers are handed to the kernel as they are and let go only
-once it has taken them.
+once it has taken them. All are bytes-like objects whose `len` counts bytes, as
+devices promise.
 """
 
-import socket
 from collections.abc import Callable
 
 import trio
 from typing_extensions import Buffer
+
+from nbd.stream import Stream
 
 IOV_MAX = 1024
 """Linux takes no more buffers in one `sendmsg` (uio.h: UIO_MAXIOV)."""
@@ -18,16 +20,31 @@ IOV_MAX = 1024
 class Sender:
     """The queue of one connection: append to `replies`, then `drain`."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Stream) -> None:
         self.replies: list[Buffer] = []
         self.failure: OSError | None = None
         """Why the connection is dead; what is queued later is dropped."""
+        self.sent_bytes = 0
+        """How much went out so far."""
         self.on_failure: Callable[[], None] = lambda: None
         self.progress = trio.lowlevel.ParkingLot()
         """Whoever waits for the queue to shrink; woken when it is empty or a task finished."""
         self._sock = sock
         self._sending = False
         self._gathering = False
+
+    def drain_now(self) -> bool:
+        """Send what is queued, as `drain`; return False where that would suspend."""
+        if self._sending:
+            return True
+        try:
+            if not self._send():
+                return False
+        except OSError as error:
+            self._fail(error)
+        if self.progress:
+            self.progress.unpark_all()
+        return True
 
     async def drain(self) -> None:
         """Send all that is queued; return at once when another task is at it.
@@ -42,9 +59,7 @@ class Sender:
             while not self._send():
                 await trio.lowlevel.wait_writable(self._sock)
         except OSError as error:
-            self.failure = error
-            self.replies.clear()
-            self.on_failure()
+            self._fail(error)
         finally:
             self._sending = False
             if self.progress:
@@ -71,17 +86,25 @@ class Sender:
                 sent = self._sock.sendmsg(some)
             except BlockingIOError:
                 return False
-            if not self._forget(some, sent):
+            self.sent_bytes += sent
+            if sent == sum(map(len, replies)):  # type: ignore[arg-type]
+                replies.clear()
+            elif not self._forget(some, sent):
                 return False
         return True
+
+    def _fail(self, error: OSError) -> None:
+        self.failure = error
+        self.replies.clear()
+        self.on_failure()
 
     def _forget(self, some: list[Buffer], sent: int) -> bool:
         """Drop the first `sent` bytes of the queue; return whether they were all of `some`."""
         for index, reply in enumerate(some):
-            size = len(reply) if type(reply) is bytes else memoryview(reply).nbytes
+            size = len(reply)  # type: ignore[arg-type]
             if sent < size:
                 del self.replies[:index]
-                self.replies[0] = memoryview(reply).cast("B")[sent:]
+                self.replies[0] = memoryview(reply)[sent:]
                 return False
             sent -= size
         del self.replies[: len(some)]

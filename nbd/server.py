@@ -1,18 +1,23 @@
 """The NBD server: accepts clients, counts them, and stops in bounded time."""
 
 import errno
+import itertools
 import logging
 import socket
-import sys
+import struct
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import trio
 
-from nbd.connection import Client, Connection, ExportSource
+from nbd.access import Access, Peer
+from nbd.connection import Client, Connection, ExportSource, Service
 from nbd.limits import Limits
-from nbd.listeners import close_listener
+from nbd.listeners import Listener
+from nbd.memory import Memory
 from nbd.pace import Activity
+from nbd.terms import Counters
 
 log = logging.getLogger("cenote.nbd")
 
@@ -20,7 +25,12 @@ ACCEPT_RETRY_S = 0.2
 """Pause when the system has no descriptor or memory for another client."""
 UNIX_SEND_BYTES = 1 << 20
 """A Unix socket holds 208 KiB by default; more means fewer wake-ups for large reads."""
+NEGOTIATION_S = 1.0
+"""It takes milliseconds; who takes longer gives way when there is no place for another client."""
+PAST_MAX = 4096
+"""Exports whose counts outlast their clients; the one used least lately is forgotten."""
 
+_CREDENTIALS = struct.Struct("@iII")  # socket(7): struct ucred
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
@@ -30,6 +40,7 @@ class Server:
     Args:
         exports: opened anew for every connection.
         describe: returns an export's description, shown to clients that ask.
+        access: says who may use which export; everybody all of them by default.
     """
 
     def __init__(
@@ -38,17 +49,39 @@ class Server:
         limits: Limits | None = None,
         *,
         describe: Callable[[str], str] = lambda name: "",
+        access: Callable[[str, Peer], Access] = lambda name, peer: Access.WRITE,
     ) -> None:
-        self._exports = exports
-        self._limits = limits or Limits()
-        self._describe = describe
+        self._limits = limits = limits or Limits()
+        memory = Memory(limits.memory_bytes_max, limits.patience_s)
+        self._service = Service(exports, limits, describe, access, Activity(), memory, self._settle)
         self._connections: set[Connection] = set()
-        self._activity = Activity()
+        self._numbers = itertools.count(1)
+        self._past: dict[str, Counters] = {}
         self._accepting = trio.CancelScope()
 
     def clients(self) -> list[Client]:
-        """Return the clients connected now; their counters go on counting."""
-        return [connection.client for connection in self._connections]
+        """Return the clients connected now, oldest first; their counters go on counting."""
+        clients = [connection.client for connection in self._connections]
+        return sorted(clients, key=lambda client: client.number)
+
+    def counters(self) -> dict[str, Counters]:
+        """Return what clients did with each export since the server started."""
+        totals = {name: replace(past) for name, past in self._past.items()}
+        for client in self.clients():
+            if client.export is not None:
+                totals.setdefault(client.export, Counters()).add(client.counters)
+        return totals
+
+    async def disconnect(self, chosen: Callable[[Client], bool], reason: str) -> list[Client]:
+        """End the connections of the chosen clients, with a moment for requests in flight.
+
+        Returns who they were, once nothing of them is left and no write of theirs can land.
+        """
+        leaving = [one for one in self._connections if chosen(one.client)]
+        async with trio.open_nursery() as nursery:
+            for connection in leaving:
+                nursery.start_soon(connection.disconnect, reason)
+        return [connection.client for connection in leaving]
 
     def stop(self) -> None:
         """Accept no more clients, finish what is in flight, then let `serve` return."""
@@ -56,7 +89,7 @@ class Server:
 
     async def serve(
         self,
-        listeners: Sequence[socket.socket],
+        listeners: Sequence[Listener],
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
@@ -73,7 +106,7 @@ class Server:
                             acceptors.start_soon(self._accept, listener, clients)
                         task_status.started()
                 for listener in listeners:
-                    close_listener(listener)
+                    listener.close()
                 for connection in self._connections:
                     connection.stop()
                 clients.cancel_scope.deadline = trio.current_time() + self._limits.grace_s
@@ -81,14 +114,24 @@ class Server:
                 log.warning("clients lingered and were dropped: grace_s=%g", self._limits.grace_s)
         finally:
             for listener in listeners:
-                close_listener(listener)
+                listener.close()
 
-    async def _accept(self, listener: socket.socket, clients: trio.Nursery) -> None:
+    async def _settle(self, export: str) -> None:
+        """Wait for connections to an export whose clients left: a client that comes back must
+        not have its new writes undone by old ones that land late."""
+        same = {export, ""}  # the default export may be any of them
+        async with trio.open_nursery() as nursery:
+            for connection in self._connections:
+                name = connection.client.export
+                if name is not None and (export == "" or name in same):
+                    nursery.start_soon(connection.settle)
+
+    async def _accept(self, listener: Listener, clients: trio.Nursery) -> None:
         while True:
             try:
-                sock, address = listener.accept()
+                sock, address = listener.sock.accept()
             except BlockingIOError:
-                await trio.lowlevel.wait_readable(listener)
+                await trio.lowlevel.wait_readable(listener.sock)
                 continue
             except OSError as error:
                 if error.errno in _NO_ROOM:
@@ -97,21 +140,29 @@ class Server:
                 # Anything else is the failure of a client that already left.
                 await trio.lowlevel.checkpoint()
                 continue
-            if len(self._connections) >= self._limits.connections_max:
+            if len(self._connections) >= self._limits.connections_max and not self._make_room():
                 log.warning(
                     "client refused, too many connections: peer=%s connections=%d",
-                    _peer_name(sock, address),
+                    _peer(sock, address).address,
                     len(self._connections),
                 )
                 sock.close()
                 continue
-            clients.start_soon(self._serve_client, sock, _peer_name(sock, address))
+            clients.start_soon(self._serve_client, sock, _peer(sock, address), listener)
             await trio.lowlevel.checkpoint()
 
-    async def _serve_client(self, sock: socket.socket, peer: str) -> None:
-        connection = Connection(
-            sock, peer, self._exports, self._limits, self._describe, self._activity
-        )
+    def _make_room(self) -> bool:
+        """End the longest of the long negotiations, if there is one: whoever holds half-open
+        connections must not keep others out."""
+        before = trio.current_time() - NEGOTIATION_S
+        slow = [one for one in self._connections if one.negotiates and one.began < before]
+        if slow:
+            min(slow, key=lambda one: one.began).give_way()
+        return bool(slow)
+
+    async def _serve_client(self, sock: socket.socket, peer: Peer, listener: Listener) -> None:
+        client = Client(next(self._numbers), peer)
+        connection = Connection(sock, client, self._service, listener.tls)
         self._connections.add(connection)
         sock.setblocking(False)
         try:
@@ -120,6 +171,12 @@ class Server:
             await connection.run()
         finally:
             self._connections.discard(connection)
+            if client.export is not None:
+                past = self._past.pop(client.export, None) or Counters()
+                past.add(client.counters)
+                self._past[client.export] = past
+                if len(self._past) > PAST_MAX:
+                    del self._past[next(iter(self._past))]
 
 
 def _prepare(sock: socket.socket) -> None:
@@ -131,11 +188,12 @@ def _prepare(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
-def _peer_name(sock: socket.socket, address: object) -> str:
-    """Return who is at the other end, in words for a log."""
+def _peer(sock: socket.socket, address: object) -> Peer:
+    """Return who is at the other end."""
     if sock.family == socket.AF_UNIX:
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        return f"unix:pid={int.from_bytes(credentials[:4], sys.byteorder)}"
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        pid, uid, _ = _CREDENTIALS.unpack(credentials)
+        return Peer(f"unix:pid={pid}", uid)
     assert isinstance(address, tuple)
     host, port = address[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return Peer(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")

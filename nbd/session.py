@@ -6,33 +6,36 @@ replies leave in one `sendmsg`. Only a request that must wait becomes a task.
 trio's socket wrappers are bypassed because their checkpoint per call costs more
 than the call; fairness is kept by yielding after a bounded amount of work.
 
-What bounds memory: the reader takes no further request while replies are unsent
-or while too much waits for the device, so a client that does not read stops
-being read.
+What bounds memory: the reader takes no further request while replies are unsent,
+while too much waits for the device, or while the whole server holds too much, so
+a client that does not read stops being read.
 """
 
 import logging
-import socket
-from dataclasses import dataclass
 
 import trio
 from typing_extensions import Buffer
 
 from blockdev.device import BlockDevice
 from blockdev.errors import DeviceError
-from nbd.constants import Command, CommandFlag, ExportFlag, WireError, wire_error
+from nbd.answers import SPARSE_BYTES_MIN, Answers, answer_to_failure, describe
+from nbd.backlog import Backlog
+from nbd.constants import Command, ExportFlag, WireError
 from nbd.errors import ProtocolError
-from nbd.limits import PAYLOAD_BYTES_MAX, Limits
-from nbd.pace import WORK_PER_LOOK, Activity, Pace
+from nbd.limits import Limits
+from nbd.memory import Memory
+from nbd.pace import LOOKS, WORK_PER_LOOK, Activity, Pace
 from nbd.sender import Sender
+from nbd.stream import Stream, has_hung_up, unread
+from nbd.terms import Counters, Terms
+from nbd.tlssocket import TlsSocket
 from nbd.transmission import (
     Request,
     RequestParser,
-    data_chunk,
-    error_chunk,
-    none_chunk,
+    held_bytes,
+    is_goodbye,
+    narrow,
     refusal,
-    simple_reply,
 )
 
 log = logging.getLogger("cenote.nbd")
@@ -45,19 +48,10 @@ YIELD_WORK = 256
 """Requests, or 64 KiB of data, between two turns of other tasks: about 2 ms."""
 QUIET_S = 1.0
 """Failed requests are logged no more often than this: a full pool fails thousands a second."""
+NEVER = 1 << 62
 
 _READ = int(Command.READ)
 _WRITE = int(Command.WRITE)
-
-
-@dataclass(slots=True)
-class Counters:
-    """What one client did so far."""
-
-    requests: int = 0
-    read_bytes: int = 0
-    written_bytes: int = 0
-    errors: int = 0
 
 
 class Session:
@@ -66,38 +60,61 @@ class Session:
     Args:
         sock: non-blocking; the caller closes it.
         device: the caller closes it, after `run` ended.
-        flags: what was advertised.
-        structured: whether READ is answered in structured replies.
         activity: shared by the sessions of one server.
-        early: what the client sent behind its last option.
+        memory: likewise.
     """
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Stream,
         device: BlockDevice,
+        terms: Terms,
         *,
-        flags: ExportFlag,
-        structured: bool,
         limits: Limits,
         counters: Counters,
         activity: Activity,
-        early: bytes = b"",
+        memory: Memory,
     ) -> None:
+        self.held_bytes = 0
+        """What the client holds of the server's memory."""
         self._sock = sock
         self._device = device
-        self._flags = flags
-        self._structured = structured
-        self._limits = limits
+        self._flags = terms.flags
+        self._replies = terms.replies
+        self._extended = terms.extended
+        self._contexts = terms.contexts
+        self._answers = Answers(device, terms.replies, terms.contexts)
+        # What each batch needs, in one place: looking them up costs as much as a request.
+        self._fast = (
+            device.try_view,
+            device.try_write,
+            terms.replies.data,
+            terms.replies.done,
+            device.block_bytes - 1,
+            not terms.flags & ExportFlag.READ_ONLY,
+            SPARSE_BYTES_MIN if terms.replies.chunked else NEVER,
+            limits.payload_bytes_max,
+        )
+        self._payload_max = limits.payload_bytes_max
         self._counters = counters
-        self._parser = RequestParser(payload_bytes_max=PAYLOAD_BYTES_MAX, early=early)
+        self._memory = memory
+        self._parser = RequestParser(
+            payload_bytes_max=limits.payload_bytes_max,
+            memory=memory,
+            extended=terms.extended,
+            early=terms.early,
+        )
         self._sender = Sender(sock)
+        self._sender.on_failure = self._lost
+        self._backlog = Backlog(self, self.is_gone, self._sender, memory, limits)
         self._pace = Pace(activity)
-        self._slow_requests = 0
-        self._slow_bytes = 0
+        self._received_bytes = 0
         self._stopping = False
         self._disconnecting = False
+        self._dropped = ""
         self._quiet_until = 0.0
+        self._looks_min = int(isinstance(sock, TlsSocket))  # what was decrypted wakes nobody
+        self._scope = trio.CancelScope()
         self._reading = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
 
@@ -106,17 +123,57 @@ class Session:
         self._stopping = True
         self._reading.cancel()
 
+    def drop(self, reason: str) -> None:
+        """Close the connection without finishing anything; `run` then raises."""
+        self._dropped = self._dropped or reason
+        self._scope.cancel()
+
+    def moved_bytes(self) -> int:
+        """Bytes received and sent so far."""
+        return self._received_bytes + self._sender.sent_bytes
+
+    def is_awaited(self) -> bool:
+        """Whether it is the client's turn to send the rest or to take its replies."""
+        is_receiving = self._backlog.payload is not None and self._parser.needs_more()
+        return bool(self._sender.replies) or is_receiving
+
+    def is_gone(self) -> bool:
+        """Whether the client hung up, and not because all was said."""
+        return has_hung_up(self._sock) and not (
+            self._disconnecting or is_goodbye(self._parser.end() + unread(self._sock))
+        )
+
     async def run(self) -> None:
         """Serve until the client leaves; no request of it is underway on return.
 
         Raises:
-            ProtocolError: the stream is not at a request.
+            ProtocolError: the stream is not at a request, or `drop` was called.
             OSError: the connection broke.
         """
         failure: Exception | None = None
+        try:
+            with self._scope:
+                failure = await self._run()
+                if failure is None:
+                    await self._sender.drain()
+        finally:
+            self._backlog.close()
+        if self._dropped:
+            raise ProtocolError(self._dropped)
+        failure = failure or self._sender.failure
+        if failure is not None:
+            raise failure
+
+    def _lost(self) -> None:
+        """Nobody waits for answers any more, but what came before a goodbye is carried out."""
+        if self._nursery is not None and not self._disconnecting:
+            self._nursery.cancel_scope.cancel()
+
+    async def _run(self) -> Exception | None:
+        """Serve; return why it ended, when that is a failure."""
+        failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            self._sender.on_failure = nursery.cancel_scope.cancel
             try:
                 with self._reading:
                     await self._serve()
@@ -129,39 +186,45 @@ class Session:
                 # Nobody waits for the answers, and a write must not land after
                 # newer ones that the client sends over its next connection.
                 nursery.cancel_scope.cancel()
-        failure = failure or self._sender.failure
-        if failure is not None:
-            raise failure
-        await self._sender.drain()
+        return failure
 
     async def _serve(self) -> None:
         """Read and serve until the client says goodbye or is gone."""
-        sock, parser, sender, pace = self._sock, self._parser, self._sender, self._pace
-        counters = self._counters
+        parser, sender, pace, backlog = self._parser, self._sender, self._pace, self._backlog
+        counters, replies = self._counters, self._sender.replies
         work = 0
         served_before = counters.requests
+        sent_before = 0
         woken = False
         more = True  # early bytes may hold requests
         while True:
             while more:
+                if replies or backlog.is_full():
+                    await backlog.wait_for_room()
                 more = self._serve_batch()
-                if sender.replies:
-                    await sender.drain()
+                if backlog.payload is not None:
+                    backlog.received(parser.large)
+                if replies:
+                    if not sender.drain_now():
+                        await sender.drain()
+                    backlog.sent()
                 if self._disconnecting or sender.failure:
                     return
-                if sender.replies or self._is_full():
-                    await self._wait_for_room()
+            if parser.large is not None:
+                await backlog.receiving(parser.large)
             served = counters.requests - served_before
             served_before = counters.requests
-            work += served
+            work += served + (sender.sent_bytes - sent_before >> 16)
+            sent_before = sender.sent_bytes
             if work >= YIELD_WORK:
                 await trio.lowlevel.checkpoint()
                 work = 0
-            looks = 1 if woken else pace.looks(served, self._slow_requests)
+            looks = 1 if woken else pace.looks(served, backlog.requests) or self._looks_min
             count = self._look(looks)
-            pace.looked(looks, found=count is not None)
+            if looks == LOOKS:
+                pace.looked(found=count is not None)
             if count is None:
-                await trio.lowlevel.wait_readable(sock)
+                await trio.lowlevel.wait_readable(self._sock)
                 woken, work = True, 0
                 continue
             woken = False
@@ -170,8 +233,8 @@ class Session:
             if looks > 1:
                 work += WORK_PER_LOOK
             work += count >> 16
-            parser.received(count)
-            more = True
+            self._received_bytes += count
+            more = parser.received(count)
 
     def _look(self, looks: int) -> int | None:
         """Receive what is there, trying so many times; return None when nothing came."""
@@ -185,12 +248,9 @@ class Session:
 
     def _serve_batch(self) -> bool:
         """Serve what was received; return whether it stopped early for a limit."""
-        parser, device, replies = self._parser, self._device, self._sender.replies
-        try_read, try_write = device.try_read, device.try_write
-        size_bytes = device.size_bytes
-        grain_mask = device.block_bytes - 1
-        writable = not self._flags & ExportFlag.READ_ONLY
-        structured = self._structured
+        parser, replies = self._parser, self._sender.replies
+        try_view, try_write, data_head, done, grain_mask, writable, sparse_min, most = self._fast
+        size_bytes = self._device.size_bytes
         stopping = self._stopping
         served = read_bytes = written_bytes = 0
         more = False
@@ -203,17 +263,17 @@ class Session:
                     or not length
                     or offset + length > size_bytes
                     or (offset | length) & grain_mask
-                    or length > PAYLOAD_BYTES_MAX
+                    or length > most
                     or stopping
                 ):
                     self._serve_unusual(request)
                 elif kind == _READ:
-                    data = try_read(offset, length)
+                    if length >= sparse_min and self._answers.has_zeroes(offset, length):
+                        data = None
+                    else:
+                        data = try_view(offset, length)
                     if data is not None:
-                        if structured:
-                            replies.append(data_chunk(cookie, offset, length))
-                        else:
-                            replies.append(simple_reply(cookie))
+                        replies.append(data_head(cookie, offset, length))
                         replies.append(data)
                         read_bytes += length
                         if read_bytes < BATCH_BYTES_MAX and served < BATCH_REQUESTS_MAX:
@@ -222,7 +282,7 @@ class Session:
                         self._serve_later(request)
                 elif kind == _WRITE and writable:
                     if try_write(offset, parser.payload):
-                        replies.append(simple_reply(cookie))
+                        replies.append(done(kind, cookie, offset))
                         written_bytes += length
                         if served < BATCH_REQUESTS_MAX:
                             continue
@@ -236,7 +296,7 @@ class Session:
                 read_bytes >= BATCH_BYTES_MAX
                 or served >= BATCH_REQUESTS_MAX
                 or self._disconnecting
-                or self._is_full()
+                or self._backlog.is_full()
             ):
                 more = True
                 break
@@ -248,107 +308,85 @@ class Session:
 
     def _serve_unusual(self, request: Request) -> None:
         """Serve what the fast path does not: other commands, flags, errors."""
-        kind, length = request[2], request[5]
+        kind = request[2]
         if kind == Command.DISC:
             self._disconnecting = True
             return
+        only: tuple[int, ...] | None = None
+        if kind == Command.BLOCK_STATUS:
+            payload = self._parser.payload if self._extended else None
+            narrowed = narrow(request, payload, self._contexts)
+            if narrowed is None:
+                message = "no such context; select one when connecting"
+                self._answer_error(request, WireError.EINVAL, message)
+                return
+            request, only = narrowed
         error = refusal(
             request,
             flags=self._flags,
             size_bytes=self._device.size_bytes,
             grain_bytes=self._device.block_bytes,
-            payload_max=PAYLOAD_BYTES_MAX,
+            payload_max=self._payload_max,
         )
         if self._stopping:
             error = WireError.ESHUTDOWN
         if error is not None:
             self._answer_error(request, error, error.name)
-        elif not length and kind != Command.FLUSH:
-            self._answer(request, b"")
+        elif not request[5] and kind != Command.FLUSH:
+            self._sender.replies.append(self._replies.done(kind, request[3], request[4]))
         else:
-            self._serve_later(request)
+            self._serve_later(request, only)
 
-    def _serve_later(self, request: Request) -> None:
+    def _serve_later(self, request: Request, only: tuple[int, ...] | None = None) -> None:
         """Start a task for a request that must wait."""
         assert self._nursery is not None
         payload: Buffer = b""
         if request[2] == _WRITE:
             payload = self._parser.keep_payload()
-        self._slow_requests += 1
-        self._slow_bytes += _data_bytes(request)
-        self._nursery.start_soon(self._serve_slowly, request, payload)
+        self._backlog.begin(held_bytes(request))
+        self._nursery.start_soon(self._serve_slowly, request, payload, only)
 
-    async def _serve_slowly(self, request: Request, payload: Buffer) -> None:
-        data: Buffer = b""
+    async def _serve_slowly(
+        self, request: Request, payload: Buffer, only: tuple[int, ...] | None
+    ) -> None:
         try:
-            data = await self._ask_device(request, payload)
+            answer = await self._answers.to(request, payload, only)
         except Exception as error:
             self._fail(request, error)
         else:
-            self._answer(request, data)
+            self._sender.replies += answer
+            self._count(request)
+            self._memory.recycle(payload)
         finally:
-            self._slow_requests -= 1
-            self._slow_bytes -= _data_bytes(request)
-        await self._sender.drain_together(alone=not self._slow_requests)
+            self._backlog.finish(held_bytes(request))
+        await self._sender.drain_together(alone=not self._backlog.requests)
+        self._backlog.sent()
 
-    async def _ask_device(self, request: Request, payload: Buffer) -> Buffer:
-        _, flags, kind, _, offset, length = request
-        device = self._device
-        fua = bool(flags & CommandFlag.FUA)
-        if kind == Command.READ:
-            return await device.read(offset, length)
-        if kind == Command.WRITE:
-            await device.write(offset, payload, fua=fua)
-        elif kind == Command.FLUSH:
-            await device.flush()
-        elif kind == Command.TRIM:
-            await device.trim(offset, length, fua=fua)
-        else:
-            assert kind == Command.WRITE_ZEROES
-            no_hole = bool(flags & CommandFlag.NO_HOLE)
-            await device.write_zeroes(offset, length, fua=fua, no_hole=no_hole)
-        return b""
-
-    def _answer(self, request: Request, data: Buffer) -> None:
-        """Queue the answer to a request that succeeded."""
-        _, _, kind, cookie, offset, length = request
-        replies = self._sender.replies
-        if kind != Command.READ:
-            replies.append(simple_reply(cookie))
-            if kind == Command.WRITE:
-                self._counters.written_bytes += length
-        elif not length:
-            replies.append(none_chunk(cookie) if self._structured else simple_reply(cookie))
-        else:
-            head = data_chunk(cookie, offset, length) if self._structured else simple_reply(cookie)
-            replies += (head, data)
-            self._counters.read_bytes += length
+    def _count(self, request: Request) -> None:
+        if request[2] == _WRITE:
+            self._counters.written_bytes += request[5]
+        elif request[2] == _READ:
+            self._counters.read_bytes += request[5]
 
     def _answer_error(self, request: Request, error: WireError, message: str) -> None:
-        _, _, kind, cookie, _, _ = request
+        _, _, kind, cookie, offset, _ = request
         self._counters.errors += 1
-        if self._structured and kind == Command.READ:
-            self._sender.replies.append(error_chunk(cookie, error, message))
-        else:
-            self._sender.replies.append(simple_reply(cookie, error))
+        self._sender.replies.append(self._replies.error(kind, cookie, offset, error, message))
 
     def _fail(self, request: Request, error: Exception) -> None:
         """Answer what a device raised, and tell the operator."""
-        number = error.errno if isinstance(error, DeviceError | OSError) else None
-        _, _, kind, _, offset, length = request
+        answer, is_failure = answer_to_failure(request, error)
         now = trio.current_time()
-        if now >= self._quiet_until:
+        if is_failure and now >= self._quiet_until:
             self._quiet_until = now + QUIET_S
             log.error(
-                "request failed: type=%s offset=%d length=%d errors=%d error=%s",
-                Command(kind).name,
-                offset,
-                length,
+                "request failed: %s errors=%d error=%s",
+                describe(request),
                 self._counters.errors + 1,
                 str(error) or type(error).__name__,
-                exc_info=error if number is None else None,
+                exc_info=None if isinstance(error, DeviceError | OSError) else error,
             )
-        self._answer_error(request, wire_error(number), str(error))
+        self._answer_error(request, answer, str(error))
 
     def _serve_last(self) -> None:
         """While stopping: refuse what the client had already sent."""
@@ -359,19 +397,3 @@ class Session:
         self._parser.received(count)
         while self._serve_batch() and not self._disconnecting:
             pass
-
-    def _is_full(self) -> bool:
-        return (
-            self._slow_requests >= self._limits.requests_in_flight_max
-            or self._slow_bytes >= self._limits.bytes_in_flight_max
-        )
-
-    async def _wait_for_room(self) -> None:
-        """Wait until replies left and requests finished; the socket fills up meanwhile."""
-        while (self._sender.replies or self._is_full()) and not self._sender.failure:
-            await self._sender.progress.park()
-
-
-def _data_bytes(request: Request) -> int:
-    """Return how much memory a waiting request holds."""
-    return request[5] if request[2] <= _WRITE else 0

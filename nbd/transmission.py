@@ -1,16 +1,17 @@
-"""NBD transmission phase, server side: bytes in, requests out; replies to bytes. No I/O.
+"""NBD transmission phase, server side: bytes in, requests out. No I/O.
 
-Source: NBD proto.md, "Transmission phase". Big-endian; sizes in bytes.
+Source: NBD proto.md, "Transmission phase", and its extension "extended headers".
+Big-endian; sizes in bytes.
 
-    request                         simple reply              structured reply chunk
-    offset  size  field             offset  size  field       offset  size  field
-         0     4  0x25609513             0     4  0x67446698       0     4  0x668e33ef
-         4     2  flags                  4     4  error            4     2  flags, bit 0 = DONE
-         6     2  type                   8     8  cookie           6     2  type
-         8     8  cookie                16     -  READ data        8     8  cookie
-        16     8  offset                                          16     4  payload length
-        24     4  length                                          20     -  payload
-        28     -  WRITE payload
+    request                         extended request
+    offset  size  field             offset  size  field
+         0     4  0x25609513             0     4  0x21e41c71
+         4     2  flags                  4     2  flags
+         6     2  type                   6     2  type
+         8     8  cookie                 8     8  cookie
+        16     8  offset                16     8  offset
+        24     4  length                24     8  length
+        28     -  WRITE payload         32     -  payload, if the flag PAYLOAD_LEN says so
 
 A request travels as the plain tuple that `struct` gives, because building an
 object for each costs more than the rest of its parsing.
@@ -18,22 +19,21 @@ object for each costs more than the rest of its parsing.
 
 import mmap
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from typing_extensions import Buffer
 
+from blockdev.device import EXTENTS_MAX
 from nbd.constants import (
-    CHUNK_DONE,
+    EXTENDED_REQUEST_MAGIC,
     REQUEST_MAGIC,
-    SIMPLE_REPLY_MAGIC,
-    STRUCTURED_REPLY_MAGIC,
-    Chunk,
     Command,
     CommandFlag,
     ExportFlag,
     WireError,
 )
 from nbd.errors import ProtocolError
+from nbd.memory import Memory
 
 Request = tuple[int, int, int, int, int, int]
 """magic, flags, type, cookie, offset, length."""
@@ -42,54 +42,61 @@ RECEIVE_BYTES = 256 << 10
 """What one `recv` can take: as much as a Unix socket holds by default."""
 OWN_BUFFER_BYTES = 64 << 10
 """Longer payloads that have not arrived whole are received into a buffer of their own."""
-SPARE_BYTES_MAX = 4 << 20
-"""Larger payload buffers are given back after use: an idle client pins no more than this."""
+FILTER_CONTEXTS_MAX = 256
+"""Contexts that one BLOCK_STATUS may name; an export has a few."""
 
 _REQUEST = struct.Struct(">IHHQQI")
-_SIMPLE = struct.Struct(">IIQ")
-_CHUNK = struct.Struct(">IHHQI")
-_DATA_CHUNK = struct.Struct(">IHHQIQ")
-_REQUEST_BYTES = _REQUEST.size
-_ERROR_FIELDS = struct.Struct(">IH")
+_EXTENDED = struct.Struct(">IHHQQQ")
 _WRITE = int(Command.WRITE)
+_PAYLOAD_LEN = int(CommandFlag.PAYLOAD_LEN)
 _MEMORY_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-assert _REQUEST_BYTES == 28
-assert _SIMPLE.size == 16
-assert _CHUNK.size == 20
-
-
-def _memory(size: int) -> memoryview:
-    """Return a buffer whose pages exist only once something is received into them."""
-    return memoryview(mmap.mmap(-1, size, flags=_MEMORY_FLAGS))
+assert _REQUEST.size == 28
+assert _EXTENDED.size == 32
 
 
 class RequestParser:
     """Receive into `room`, say how much with `received`, drain `requests`.
 
+    The flag PAYLOAD_LEN of an extended WRITE is turned around: clear when its payload
+    came with it, as is usual, so that usual requests have no flags in either form.
+
     Args:
         payload_bytes_max: longer payloads are thrown away as they arrive, never stored.
+        memory: where large buffers come from.
+        extended: whether requests have extended headers.
         early: bytes that arrived before the parser existed.
     """
 
-    def __init__(self, *, payload_bytes_max: int, early: bytes = b"") -> None:
+    def __init__(
+        self,
+        *,
+        payload_bytes_max: int,
+        memory: Memory,
+        extended: bool = False,
+        early: bytes = b"",
+    ) -> None:
         assert len(early) <= RECEIVE_BYTES
         self.payload: memoryview = memoryview(b"")
-        """Data of the last WRITE; valid until the next request. Empty when it was thrown away."""
+        """What came with the last request; valid until the next. Empty if it was thrown away."""
+        self.large: memoryview | None = None
+        """The buffer that a payload is being received into, if it has one of its own."""
         self._payload_bytes_max = payload_bytes_max
-        self._buffer = _memory(RECEIVE_BYTES)
+        self._memory = memory
+        self._extended = extended
+        # Its pages exist only once something is received into them.
+        self._buffer = memoryview(mmap.mmap(-1, RECEIVE_BYTES, flags=_MEMORY_FLAGS))
         self._buffer[: len(early)] = early
         self._start = 0
         self._end = len(early)
         self._awaiting: Request | None = None  # its payload is underway, not in `_buffer`
-        self._large: memoryview | None = None  # where that payload goes
         self._large_filled = 0
         self._skip_bytes = 0  # what is still to be thrown away of it
-        self._spare: memoryview | None = None
+        self._lent: memoryview | None = None  # the large buffer that `payload` is
 
     def room(self) -> memoryview:
         """Return where the next bytes go; never empty."""
-        if self._large is not None:
-            return self._large[self._large_filled :]
+        if self.large is not None:
+            return self.large[self._large_filled :]
         if self._start == self._end:
             self._start = self._end = 0
             return self._buffer
@@ -100,12 +107,21 @@ class RequestParser:
             self._start, self._end = 0, left
         return self._buffer[self._end :]
 
-    def received(self, count: int) -> None:
-        """Say that `count` bytes arrived in `room`."""
-        if self._large is not None:
+    def needs_more(self) -> bool:
+        """Whether a large payload is underway, so that no request is whole yet."""
+        return self.large is not None and self._large_filled < len(self.large)
+
+    def end(self) -> bytes:
+        """Return the last bytes that arrived and are no request yet, enough for a DISC."""
+        return bytes(self._buffer[max(self._start, self._end - _EXTENDED.size) : self._end])
+
+    def received(self, count: int) -> bool:
+        """Say that `count` bytes arrived in `room`; return whether a request may be whole now."""
+        if self.large is not None:
             self._large_filled += count
-        else:
-            self._end += count
+            return self._large_filled == len(self.large)
+        self._end += count
+        return True
 
     def requests(self) -> Iterator[Request]:
         """Yield whole requests until more must be received; those with payload leave it in
@@ -114,21 +130,32 @@ class RequestParser:
         Raises:
             ProtocolError: the stream is not at a request.
         """
+        self._take_back()
         if self._awaiting is not None:
             if not self._take_awaited():
                 return
-            request, self._awaiting = self._awaiting, None
+            request: Request = self._awaiting
+            self._awaiting = None
             yield request
+            self._take_back()
         # A generator, for its local variables: calls and attributes cost more than parsing.
-        buffer, unpack_from, end = self._buffer, _REQUEST.unpack_from, self._end
+        form, expected, flag_with_payload, kind_with_payload = (
+            (_EXTENDED, EXTENDED_REQUEST_MAGIC, _PAYLOAD_LEN, -1)
+            if self._extended
+            else (_REQUEST, REQUEST_MAGIC, 0, _WRITE)
+        )
+        buffer, unpack_from, end, size = self._buffer, form.unpack_from, self._end, form.size
         start = self._start
-        while end - start >= _REQUEST_BYTES:
+        while end - start >= size:
             request = unpack_from(buffer, start)
-            magic, _, kind, _, _, length = request
-            if magic != REQUEST_MAGIC:
+            magic, flags, kind, _, _, length = request
+            if magic != expected:
                 raise ProtocolError(f"bad request magic: magic={magic:#x}")
-            first = start + _REQUEST_BYTES
-            if kind == _WRITE:
+            first = start + size
+            carries = kind == kind_with_payload or flags & flag_with_payload
+            if flag_with_payload and kind == _WRITE:
+                request = (magic, flags ^ _PAYLOAD_LEN, *request[2:])
+            if carries:
                 start = first + length
                 if start > end:
                     self._await_payload(request, first)
@@ -140,33 +167,40 @@ class RequestParser:
             yield request
 
     def keep_payload(self) -> Buffer:
-        """Return the last payload for as long as the caller wants it."""
-        if self._spare is not None and self.payload.obj is self._spare.obj:
-            self._spare = None
-            return self.payload
+        """Return the last payload for as long as the caller wants it; `Memory.recycle` it then."""
+        if self._lent is not None:
+            payload, self._lent = self._lent, None
+            return payload
         return bytes(self.payload)
 
     def _await_payload(self, request: Request, first: int) -> None:
-        """Arrange where a payload goes that has not arrived whole; what has begins at `first`."""
+        """Arrange where a payload goes that has not arrived whole; what has begins at `first`.
+
+        Raises:
+            ProtocolError: it is longer than anybody may send, by a 64-bit length.
+        """
         length = request[5]
         if length > self._payload_bytes_max:
+            if self._extended:
+                raise ProtocolError(f"payload is too long: bytes={length}")
             self._skip_bytes = length - (self._end - first)
             self._start = self._end = 0
             self._awaiting = request
         elif length > OWN_BUFFER_BYTES:
-            self._large = self._take_spare(length)
+            self.large = self._memory.buffer(length)
             arrived = self._end - first
-            self._large[:arrived] = self._buffer[first : self._end]
+            self.large[:arrived] = self._buffer[first : self._end]
             self._large_filled = arrived
             self._start = self._end = 0
             self._awaiting = request
 
     def _take_awaited(self) -> bool:
         """Return whether the awaited payload is complete, and make it `payload`."""
-        if self._large is not None:
-            if self._large_filled < len(self._large):
+        if self.large is not None:
+            if self._large_filled < len(self.large):
                 return False
-            self.payload, self._large = self._large, None
+            self.payload = self._lent = self.large
+            self.large = None
             return True
         skipped = min(self._skip_bytes, self._end - self._start)
         self._start += skipped
@@ -176,38 +210,11 @@ class RequestParser:
         self.payload = memoryview(b"")
         return True
 
-    def _take_spare(self, length: int) -> memoryview:
-        """Return room for `length` bytes, reusing the last large buffer when it fits."""
-        spare = self._spare
-        if spare is None or len(spare) < length or len(spare) > SPARE_BYTES_MAX:
-            self._spare = spare = _memory(length)
-        return spare[:length]
-
-
-def simple_reply(cookie: int, error: int = 0) -> bytes:
-    """Return a simple reply; the data of a successful READ follows it."""
-    return _SIMPLE.pack(SIMPLE_REPLY_MAGIC, error, cookie)
-
-
-def data_chunk(cookie: int, offset: int, length: int) -> bytes:
-    """Return the head of the only chunk of a successful READ; the data follows it."""
-    return _DATA_CHUNK.pack(
-        STRUCTURED_REPLY_MAGIC, CHUNK_DONE, Chunk.OFFSET_DATA, cookie, length + 8, offset
-    )
-
-
-def none_chunk(cookie: int) -> bytes:
-    """Return a structured reply without content."""
-    return _CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, Chunk.NONE, cookie, 0)
-
-
-def error_chunk(cookie: int, error: int, message: str = "") -> bytes:
-    """Return a structured error reply."""
-    text = message.encode(errors="replace")[:1024].decode(errors="ignore").encode()
-    payload = _ERROR_FIELDS.pack(error, len(text)) + text
-    return (
-        _CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, Chunk.ERROR, cookie, len(payload)) + payload
-    )
+    def _take_back(self) -> None:
+        if self._lent is not None:
+            self._memory.recycle(self._lent)
+            self._lent = None
+            self.payload = memoryview(b"")
 
 
 # Plain ints: `~` of an IntFlag has only the bits that have names.
@@ -217,11 +224,15 @@ _FLAGS: dict[int, int] = {
     Command.WRITE: _ALWAYS,
     Command.FLUSH: _ALWAYS,
     Command.TRIM: _ALWAYS,
-    Command.WRITE_ZEROES: _ALWAYS | CommandFlag.NO_HOLE.value,
+    Command.CACHE: _ALWAYS,
+    Command.WRITE_ZEROES: _ALWAYS | CommandFlag.NO_HOLE.value | CommandFlag.FAST_ZERO.value,
+    Command.BLOCK_STATUS: _ALWAYS | CommandFlag.REQ_ONE.value,
 }
 _CHANGING = {Command.WRITE, Command.TRIM, Command.WRITE_ZEROES}
 _GROWING = {Command.WRITE, Command.WRITE_ZEROES}
 _WITH_DATA = {Command.READ, Command.WRITE}
+_STATUS_EXTENT_BYTES = 16
+_STATUS_GRAIN_BYTES = 512
 
 
 def refusal(
@@ -251,4 +262,60 @@ def refusal(
         return WireError.ENOSPC if kind in _GROWING else WireError.EINVAL
     if (offset | length) & (grain_bytes - 1):
         return WireError.EINVAL
+    if kind == Command.BLOCK_STATUS and not length:
+        return WireError.EINVAL  # there is no extent to tell of
     return None
+
+
+def held_bytes(request: Request) -> int:
+    """Return how much memory a request holds that waits: for its data, or for a long answer."""
+    kind, length = request[2], request[5]
+    if kind in _WITH_DATA:
+        return length
+    if kind == Command.BLOCK_STATUS:
+        return _STATUS_EXTENT_BYTES * min(length // _STATUS_GRAIN_BYTES + 1, EXTENTS_MAX)
+    return 0
+
+
+def is_goodbye(end: bytes) -> bool:
+    """Whether what a client sent ends with DISC; by rule nothing follows one."""
+    for form, expected in ((_REQUEST, REQUEST_MAGIC), (_EXTENDED, EXTENDED_REQUEST_MAGIC)):
+        if len(end) >= form.size:
+            magic, _, kind, _, _, _ = form.unpack(end[-form.size :])
+            if magic == expected and kind == Command.DISC:
+                return True
+    return False
+
+
+def decode_filter(payload: Buffer) -> tuple[int, tuple[int, ...]] | None:
+    """Return the length and the contexts that a BLOCK_STATUS with payload asks about.
+
+    The payload is 8 bytes of length, then 4 for each context; None for anything else.
+    """
+    view = memoryview(payload)
+    if not 8 <= len(view) <= 8 + 4 * FILTER_CONTEXTS_MAX or len(view) % 4:
+        return None
+    raw = bytes(view)
+    length, *contexts = struct.unpack(f">Q{(len(raw) - 8) // 4}I", raw)
+    return length, tuple(contexts)
+
+
+def narrow(
+    request: Request, payload: Buffer | None, contexts: Collection[int]
+) -> tuple[Request, tuple[int, ...] | None] | None:
+    """Return a BLOCK_STATUS without its payload, and the contexts that this named, if any;
+    None when it asks about contexts that were not selected.
+
+    Args:
+        payload: None where requests have none.
+        contexts: those that were selected.
+    """
+    if not contexts:
+        return None
+    if payload is None or not request[1] & CommandFlag.PAYLOAD_LEN:
+        return request, None
+    narrowed = decode_filter(payload)
+    if narrowed is None or not all(number in contexts for number in narrowed[1]):
+        return None
+    length, only = narrowed
+    return (request[0], request[1] ^ CommandFlag.PAYLOAD_LEN, *request[2:5], length), only

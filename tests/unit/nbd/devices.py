@@ -26,6 +26,8 @@ class SlowDevice(MemoryDevice):
     def try_read(self, offset: int, length: int) -> bytes:
         return None  # type: ignore[return-value]
 
+    try_view = try_read
+
     def try_write(self, offset: int, data: Buffer) -> bool:
         return False
 
@@ -44,9 +46,18 @@ class SlowDevice(MemoryDevice):
         await self._pass("trim fua" if fua else "trim")
 
     async def write_zeroes(
-        self, offset: int, length: int, *, fua: bool = False, no_hole: bool = False
+        self,
+        offset: int,
+        length: int,
+        *,
+        fua: bool = False,
+        no_hole: bool = False,
+        fast: bool = False,
     ) -> None:
-        await self._pass(f"zeroes{' fua' * fua}{' no_hole' * no_hole}")
+        await self._pass(f"zeroes{' fua' * fua}{' no_hole' * no_hole}{' fast' * fast}")
+
+    async def cache(self, offset: int, length: int) -> None:
+        await self._pass("cache")
 
     async def until_started(self, count: int) -> None:
         with trio.fail_after(5):
@@ -66,6 +77,8 @@ class FailingDevice(MemoryDevice):
         if self._at_once:
             raise self._error
         return None  # type: ignore[return-value]
+
+    try_view = try_read
 
     def try_write(self, offset: int, data: Buffer) -> bool:
         if self._at_once:

@@ -1,21 +1,31 @@
-"""Serve a memory device over a Unix socket and TCP, in a process of its own.
+"""Serve devices over a Unix socket and TCP, in a process of its own.
 
-Prints the TCP port, then serves until killed. All connections meet one device.
+    python -m tests.unit.nbd.serve_memory SOCKET [--file PATH] [--tls DIRECTORY [--tls-port PORT]]
+        [--size BYTES]
+
+Prints the TCP port and that of TLS, 0 without, then serves until killed. All connections
+meet the same devices: `disk` and `fixed` (read-only) in memory, `thin`, a volume of a pool in
+memory, and `file`, if a path is given. The directory holds PEM files named as QEMU wants them.
 """
 
-import sys
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 import trio
 
 from blockdev.device import BlockDevice
+from blockdev.file import FileDevice
 from blockdev.memory import MemoryDevice
 from nbd.errors import UnknownExportError
-from nbd.listeners import listen_tcp, listen_unix
+from nbd.handshake import Tls
+from nbd.listeners import TlsTerms, listen_tcp, listen_unix
 from nbd.server import Server
+from nbd.tls import server_context
+from storage.pool import MemberDevice, Pool, create_pool, open_pool
 
 SIZE_BYTES = 64 << 20
+NAMES = ["disk", "fixed", "thin"]
 
 
 class Shared(MemoryDevice):
@@ -25,28 +35,59 @@ class Shared(MemoryDevice):
         pass
 
 
+class SharedFile(FileDevice):
+    """Likewise."""
+
+    async def close(self) -> None:
+        pass
+
+
 class Exports:
-    def __init__(self) -> None:
-        self._disk = Shared(SIZE_BYTES)
-        self._fixed = Shared(SIZE_BYTES)
-        self._fixed.read_only = True
+    def __init__(self, pool: Pool, file: Path | None, size_bytes: int) -> None:
+        fixed = Shared(size_bytes)
+        fixed.read_only = True
+        disk = Shared(size_bytes)
+        self._devices: dict[str, BlockDevice] = {"": disk, "disk": disk, "fixed": fixed}
+        self._pool = pool
+        if file is not None:
+            shared = SharedFile.open(file) if file.exists() else SharedFile.create(file, size_bytes)
+            self._devices["file"] = shared
 
     def names(self) -> Sequence[str]:
-        return ["disk", "fixed"]
+        return NAMES
 
     async def open(self, name: str) -> BlockDevice:
-        if name in ("", "disk"):
-            return self._disk
-        if name == "fixed":
-            return self._fixed
+        if name == "thin":
+            return self._pool.open_export("thin")
+        if name in self._devices:
+            return self._devices[name]
         raise UnknownExportError(f"no such export: name={name!r}")
 
 
 async def main() -> None:
-    listeners = [listen_unix(Path(sys.argv[1])), *listen_tcp("127.0.0.1", 0)]
-    print(listeners[1].getsockname()[1], flush=True)
-    server = Server(Exports(), describe=lambda name: f"test disk {name}")
-    await server.serve(listeners)
+    words = argparse.ArgumentParser()
+    words.add_argument("socket", type=Path)
+    words.add_argument("--file", type=Path)
+    words.add_argument("--tls", type=Path)
+    words.add_argument("--tls-port", type=int, default=0)
+    words.add_argument("--size", type=int, default=SIZE_BYTES)
+    given = words.parse_args()
+    listeners = [listen_unix(given.socket), *listen_tcp("127.0.0.1", 0)]
+    ports = [listeners[1].sock.getsockname()[1], 0]
+    if given.tls is not None:
+        files = [given.tls / f"{name}.pem" for name in ("server-cert", "server-key", "ca-cert")]
+        terms = TlsTerms(Tls.REQUIRE, server_context(*files))
+        listeners += listen_tcp("127.0.0.1", given.tls_port, terms)
+        ports[1] = listeners[-1].sock.getsockname()[1]
+    member = MemberDevice(MemoryDevice(512 << 20), "member", "host")
+    await create_pool([member], copies=1, segment_bytes=4 << 20)
+    async with open_pool([member]) as pool:
+        await pool.create_volume("thin", given.size)
+        server = Server(
+            Exports(pool, given.file, given.size), describe=lambda name: f"test disk {name}"
+        )
+        print(*ports, flush=True)
+        await server.serve(listeners)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""The server over real Unix sockets. Numbers in docstrings are those of the checklist."""
+"""The server over real Unix sockets. Numbers in docstrings are those of docs/nbd.md."""
 
 import errno
 import logging
+import socket
 import struct
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from nbd.server import Server
 from tests.unit.nbd.devices import FailingDevice, SlowDevice, serving
 from tests.unit.nbd.wire import (
     ACK,
-    CACHE,
     DF,
     DISC,
     EINVAL,
@@ -31,6 +31,7 @@ from tests.unit.nbd.wire import (
     NO_HOLE,
     READ,
     SERVER,
+    STATUS,
     TRIM,
     WRITE,
     ZEROES,
@@ -45,11 +46,11 @@ from tests.unit.nbd.wire import (
 
 
 async def test_everything_works(tmp_path: Path) -> None:
-    """3, 9, 28, 43: and counters tell it."""
+    """3, 9, 16, 28, 43: and counters tell it."""
     async with running(tmp_path) as run:
         client = await run.connect()
         info = await client.enter(structured=False)
-        assert info[0] == struct.pack(">QH", MIB, 1 | 4 | 8 | 32 | 64 | 256)
+        assert info[0] == struct.pack(">QH", MIB, 1 | 4 | 8 | 32 | 64 | 256 | 1024 | 2048)
         assert info[3] == struct.pack(">III", 1, 4096, 32 * MIB)
         assert await client.ask(WRITE, 1000, 5, data=b"hello") == 0
         assert await client.ask(WRITE, 2000, 5, flags=FUA, data=b"there") == 0
@@ -59,7 +60,7 @@ async def test_everything_works(tmp_path: Path) -> None:
         assert await client.ask(FLUSH) == 0
         assert await client.read(1000, 5) == b"h\0\0\0o"
         (status,) = run.server.clients()
-        assert status.peer.startswith("unix:pid=")
+        assert status.peer.address.startswith("unix:pid=")
         assert status.export == ""
         counters = status.counters
         assert (counters.requests, counters.read_bytes) == (7, 12)
@@ -95,7 +96,7 @@ async def test_refused_requests_stay_in_step(tmp_path: Path) -> None:
         assert await client.ask(WRITE, 0, 100_000, flags=1 << 9, data=bytes(100_000)) == EINVAL
         assert await client.ask(WRITE, 0, 33 * MIB, data=bytes(33 * MIB)) == EINVAL
         assert await client.read(2**64 - 1, 2) == EINVAL
-        assert await client.ask(CACHE, 0, 1) == EINVAL
+        assert await client.ask(STATUS, 0, 1) == EINVAL  # 49: no context selected
         assert await client.ask(999, 0, 1) == EINVAL
         assert await client.ask(TRIM, 0, 2**32 - 1) == EINVAL
         assert await client.ask(ZEROES, 0, 2**32 - 1) == ENOSPC
@@ -103,6 +104,15 @@ async def test_refused_requests_stay_in_step(tmp_path: Path) -> None:
             assert await client.ask(kind, 0, 0) == 0
         assert await client.read(0, 4) == bytes(4)
         assert run.server.clients()[0].counters.errors == 9
+
+
+async def test_the_longest_payloads_are_taken(tmp_path: Path) -> None:
+    """17, 52."""
+    async with running(tmp_path, serving(lambda: MemoryDevice(64 * MIB))) as run:
+        client = await run.entered()
+        data = bytes(range(256)) * (32 * MIB // 256)
+        assert await client.ask(WRITE, 5, 32 * MIB, data=data) == 0
+        assert await client.read(5, 32 * MIB) == data
 
 
 async def test_read_only(tmp_path: Path) -> None:
@@ -116,7 +126,7 @@ async def test_read_only(tmp_path: Path) -> None:
     async with running(tmp_path, serving(device)) as run:
         client = await run.connect()
         info = await client.enter()
-        assert int.from_bytes(info[0][8:]) == 1 | 2 | 4 | 8 | 256
+        assert int.from_bytes(info[0][8:]) == 1 | 2 | 4 | 8 | 256 | 1024
         assert await client.ask(WRITE, 0, 4, data=b"abcd") == EPERM
         assert await client.ask(WRITE, 0, 4, flags=FUA, data=b"abcd") == EPERM
         assert await client.ask(ZEROES, 0, 4) == EPERM
@@ -221,7 +231,7 @@ async def test_quick_requests_overtake_slow_ones(tmp_path: Path) -> None:
     device = SlowDevice()
     async with running(tmp_path, serving(lambda: device)) as run:
         client = await run.entered()
-        await client.send(request(READ, 0, 4, cookie=1) + request(CACHE, cookie=2))
+        await client.send(request(READ, 0, 4, cookie=1) + request(99, cookie=2))
         assert await client.simple() == (2, EINVAL, b"")
         device.gate.set()
         assert await client.simple(4) == (1, 0, bytes(4))
@@ -254,12 +264,15 @@ async def test_tcp_and_peer_names() -> None:
     with trio.fail_after(5):
         async with trio.open_nursery() as nursery:
             await nursery.start(server.serve, listeners)
-            port = listeners[0].getsockname()[1]
+            port = listeners[0].sock.getsockname()[1]
             client = RawClient(await trio.open_tcp_stream("127.0.0.1", port))
             await client.enter()
             assert await client.ask(WRITE, 0, 3, data=b"tcp") == 0
             assert await client.read(0, 3) == b"tcp"
-            assert server.clients()[0].peer.startswith("127.0.0.1:")
+            assert server.clients()[0].peer.address.startswith("127.0.0.1:")
+            (connection,) = server._connections
+            assert connection._plain.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert connection._plain.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             server.stop()
             assert await client.ended()
             await client.stream.aclose()
@@ -271,9 +284,8 @@ def test_unix_listener_is_private_and_replaces_a_stale_socket(tmp_path: Path) ->
     assert path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(OSError, match="somebody listens"):
         listen_unix(path)
-    first.close()  # leaves the path, as a crash does
+    first.sock.close()  # leaves the path, as a crash does
     listen_unix(path).close()
-    path.unlink()
     path.write_text("a file of somebody's")
     with pytest.raises(OSError, match="in use"):
         listen_unix(path)

@@ -1,4 +1,4 @@
-"""Limits, hang-ups and stops. Numbers in docstrings are those of the protocol checklist."""
+"""Limits, hang-ups and stops. Numbers in docstrings are those of docs/nbd.md."""
 
 from pathlib import Path
 
@@ -8,14 +8,19 @@ import trio.testing
 
 from nbd.limits import Limits
 from tests.unit.nbd.devices import SlowDevice, serving
+from tests.unit.nbd.test_server_status import selecting
 from tests.unit.nbd.wire import (
     ACK,
     DISC,
+    EINVAL,
     ERR_SHUTDOWN,
     ESHUTDOWN,
     FLUSH,
     MIB,
+    PAYLOAD_LEN,
     READ,
+    WRITE,
+    extended_request,
     info_data,
     option,
     request,
@@ -57,6 +62,7 @@ async def test_a_write_of_a_dead_connection_never_lands(tmp_path: Path) -> None:
         b"",
         b"\0\0",
         b"\0\0\0\3",
+        b"\0\0\0\3" + option(2),  # 7: without waiting for the acknowledgement
         b"\0\0\0\3" + option(1, b""),
         b"\0\0\0\3" + option(7, info_data(b"")),
         b"\0\0\0\3" + option(7, info_data(b""))[:-1],
@@ -102,6 +108,27 @@ async def test_too_many_connections_are_refused(tmp_path: Path) -> None:
         await run.entered()
 
 
+async def test_half_open_connections_give_way_to_clients(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """14, CVE-2024-7409: the longest of them first, and nobody who got further."""
+    caplog.set_level("INFO")
+    async with running(tmp_path, limits=Limits(connections_max=3)) as run:
+        working, silent, greeted = await run.entered(), await run.connect(), await run.connect()
+        await greeted.greet()
+        assert await (await run.connect()).ended(), "they may be about to enter"
+        monkeypatch.setattr("nbd.server.NEGOTIATION_S", 0.0)
+        for ending in (silent, greeted):
+            await trio.sleep(0.01)
+            client = await run.entered()
+            assert await client.read(0, 4) == bytes(4)
+            await ending.receive(len(ending.buffer) + 18 * (ending is silent))
+            assert await ending.ended()
+        assert await (await run.connect()).ended(), "all are at work"
+        assert await working.read(0, 4) == bytes(4)
+    assert "others find no place" in caplog.text
+
+
 async def test_requests_in_flight_are_bounded(tmp_path: Path) -> None:
     device = SlowDevice()
     limits = Limits(requests_in_flight_max=5)
@@ -129,6 +156,26 @@ async def test_bytes_in_flight_are_bounded(tmp_path: Path) -> None:
             assert device.started == 2
             device.gate.set()
             assert {(await client.simple())[0] for _ in range(10)} == set(range(10))
+
+
+async def test_the_longest_request_is_told_and_kept_to(tmp_path: Path) -> None:
+    """15, 52, 59: too long a payload is refused in step, or ends a connection that could tell."""
+    limits = Limits(payload_bytes_max=512 * 1024)
+    async with running(tmp_path, limits=limits) as run:
+        client = await run.connect()
+        info = await client.enter()
+        assert int.from_bytes(info[3][8:]) == limits.payload_bytes_max
+        for length in (limits.payload_bytes_max + 1, MIB):
+            await client.send(write(0, b"x" * length))
+            assert await client.simple() == (7, EINVAL, b"")
+            assert await client.read(0, length) == EINVAL
+        await client.send(write(0, b"x" * limits.payload_bytes_max))
+        assert await client.simple() == (7, 0, b"")
+        assert await client.read(0, limits.payload_bytes_max) == b"x" * limits.payload_bytes_max
+        modern = await selecting(run, extended=True)
+        head = extended_request(WRITE, 0, limits.payload_bytes_max + 1, flags=PAYLOAD_LEN)
+        await modern.send(head)
+        assert await modern.ended()
 
 
 async def test_a_client_that_does_not_read_is_not_read(tmp_path: Path) -> None:

@@ -11,19 +11,22 @@ import trio
 
 from blockdev.device import BlockDevice
 from blockdev.memory import MemoryDevice
+from nbd.access import AccessRule, decide
 from nbd.errors import UnknownExportError
 from nbd.limits import Limits
-from nbd.listeners import listen_unix
+from nbd.listeners import TlsTerms, listen_unix
 from nbd.server import Server
 
+PLAIN = TlsTerms()
 MIB = 1 << 20
 GREETING = b"NBDMAGICIHAVEOPT\x00\x03"
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZEROES, STATUS = range(8)
-FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
+FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN = 1, 2, 4, 8, 16, 32
 EPERM, EIO, ENOMEM, EINVAL, ENOSPC, EOVERFLOW, ENOTSUP, ESHUTDOWN = 1, 5, 12, 22, 28, 75, 95, 108
-ACK, SERVER, INFO = 1, 2, 3
+ACK, SERVER, INFO, META_CONTEXT = 1, 2, 3, 4
 ERR_UNSUP, ERR_POLICY, ERR_INVALID = 2**31 + 1, 2**31 + 2, 2**31 + 3
-ERR_UNKNOWN, ERR_SHUTDOWN, ERR_TOO_BIG = 2**31 + 6, 2**31 + 7, 2**31 + 9
+ERR_TLS_REQD, ERR_UNKNOWN, ERR_SHUTDOWN = 2**31 + 5, 2**31 + 6, 2**31 + 7
+ERR_TOO_BIG, ERR_EXT_HEADER_REQD = 2**31 + 9, 2**31 + 10
 
 
 def option(number: int, data: bytes = b"") -> bytes:
@@ -38,6 +41,12 @@ def request(
     kind: int, offset: int = 0, length: int = 0, *, cookie: int = 7, flags: int = 0
 ) -> bytes:
     return struct.pack(">IHHQQI", 0x25609513, flags, kind, cookie, offset, length)
+
+
+def extended_request(
+    kind: int, offset: int = 0, length: int = 0, *, cookie: int = 7, flags: int = 0
+) -> bytes:
+    return struct.pack(">IHHQQQ", 0x21E41C71, flags, kind, cookie, offset, length)
 
 
 def write(offset: int, data: bytes, *, cookie: int = 7, flags: int = 0) -> bytes:
@@ -89,7 +98,7 @@ class Exports:
 class RawClient:
     """Sends bytes, receives bytes."""
 
-    def __init__(self, stream: trio.SocketStream) -> None:
+    def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
         self.stream = stream
         self.buffer = bytearray()
 
@@ -148,6 +157,14 @@ class RawClient:
         assert magic == 0x668E33EF
         return cookie, flags, kind, await self.receive(length)
 
+    async def extended_chunk(self) -> tuple[int, int, int, int, bytes]:
+        """Receive an extended chunk; return cookie, flags, type, offset, payload."""
+        magic, flags, kind, cookie, offset, length = struct.unpack(
+            ">IHHQQQ", await self.receive(32)
+        )
+        assert magic == 0x6E8A278C
+        return cookie, flags, kind, offset, await self.receive(length)
+
     async def ask(
         self, kind: int, offset: int = 0, length: int = 0, *, flags: int = 0, data: bytes = b""
     ) -> int:
@@ -205,16 +222,26 @@ async def _connect(path: Path) -> trio.SocketStream:
 
 @asynccontextmanager
 async def running(
-    folder: Path, exports: Exports | None = None, limits: Limits | None = None
+    folder: Path,
+    exports: Exports | None = None,
+    limits: Limits | None = None,
+    *,
+    tls: TlsTerms = PLAIN,
+    rules: Sequence[AccessRule] = (),
 ) -> AsyncIterator[Running]:
     """Run a server on a Unix socket; everything must end within ten seconds."""
     exports = exports or Exports()
-    server = Server(exports, limits, describe=lambda name: f"about {name}" if name else "")
+    server = Server(
+        exports,
+        limits,
+        describe=lambda name: f"about {name}" if name else "",
+        access=lambda name, peer: decide(rules, name, peer),
+    )
     path = folder / "nbd.sock"
     done = trio.Event()
 
     async def serve(task_status: trio.TaskStatus[None]) -> None:
-        await server.serve([listen_unix(path)], task_status=task_status)
+        await server.serve([listen_unix(path, tls)], task_status=task_status)
         done.set()
 
     with trio.fail_after(10):

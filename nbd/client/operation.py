@@ -1,0 +1,180 @@
+"""One request on its way to a server and back: what was asked, and what came of it. No I/O."""
+
+from bisect import bisect_right
+
+import numpy as np
+import trio
+
+from nbd.constants import Command, CommandFlag
+from nbd.errors import ProtocolError
+
+FRAGMENTS_MAX = 16 << 10
+"""Separate pieces of one READ that may be there at a time: servers send them in order, or a
+few at once. Each costs some hundred bytes."""
+
+_CHANGING = frozenset((Command.WRITE, Command.WRITE_ZEROES, Command.TRIM))
+_NOTHING = memoryview(b"")
+
+
+class Coverage:
+    """Which parts of a range have come: sorted, apart from each other."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+
+    def add(self, start: int, end: int) -> None:
+        """Note a part. Raises ProtocolError if some of it is there."""
+        starts, ends = self._starts, self._ends
+        at = bisect_right(starts, start)
+        if (at and ends[at - 1] > start) or (at < len(starts) and starts[at] < end):
+            raise ProtocolError(f"chunks of a reply overlap: offset={start} bytes={end - start}")
+        joins_left = at > 0 and ends[at - 1] == start
+        joins_right = at < len(starts) and starts[at] == end
+        if joins_left and joins_right:
+            ends[at - 1] = ends[at]
+            del starts[at], ends[at]
+        elif joins_left:
+            ends[at - 1] = end
+        elif joins_right:
+            starts[at] = start
+        else:
+            if len(starts) >= FRAGMENTS_MAX:
+                raise ProtocolError("a reply comes in too many pieces")
+            starts.insert(at, start)
+            ends.insert(at, end)
+
+    def is_all_of(self, start: int, end: int) -> bool:
+        """Whether the whole range is there."""
+        return self._starts == [start] and self._ends == [end]
+
+
+class Operation:
+    """A request of one command; who sent it awaits `wait`.
+
+    When `done`, exactly one of these holds: `lost` says why its connection ended first; `error`
+    is the server's error number and `message` its text; or it succeeded, with `data` of a READ
+    and `runs`, by context, of a BLOCK_STATUS.
+    """
+
+    __slots__ = (
+        "_coverage", "_whole", "cookie", "data", "done", "error", "flags", "into", "kind", "length",
+        "lost", "message", "offset", "payload", "runs", "since", "task",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        kind: int,
+        offset: int = 0,
+        length: int = 0,
+        *,
+        flags: int = 0,
+        payload: memoryview = _NOTHING,
+        into: memoryview | None = None,
+    ) -> None:
+        self.kind = kind
+        self.flags = flags
+        self.offset = offset
+        self.length = length
+        self.payload = payload
+        self.into = into
+        """Where the data of a READ goes; a place of its own if None."""
+        self.task: trio.lowlevel.Task | None = None
+        """Who waits for the outcome."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the outcome, to try again."""
+        self.cookie = 0
+        self.since = 0.0
+        self.done = False
+        self.lost: Exception | None = None
+        self.error = 0
+        self.message = ""
+        self.data: memoryview | bytes | None = None
+        self.runs: dict[str, list[tuple[int, int]]] = {}
+        self._whole = False
+        self._coverage: Coverage | None = None
+
+    @property
+    def changes(self) -> bool:
+        """Whether it changes content."""
+        return self.kind in _CHANGING
+
+    @property
+    def durable(self) -> bool:
+        """Whether its success says that it is durable."""
+        return bool(self.flags & CommandFlag.FUA)
+
+    def cost_bytes(self) -> int:
+        """How much memory it holds while in flight."""
+        return self.length if self.kind in (Command.READ, Command.WRITE) else 0
+
+    async def wait(self) -> None:
+        """Wait until it is done. When cancelled it goes on; see `Connection.abandon`."""
+        if not self.done:
+            self.task = trio.lowlevel.current_task()
+
+            def stop_waiting(_: object) -> trio.lowlevel.Abort:
+                self.task = None
+                return trio.lowlevel.Abort.SUCCEEDED
+
+            await trio.lowlevel.wait_task_rescheduled(stop_waiting)
+
+    def finish(self) -> None:
+        """Say that it is done, and wake who waits."""
+        self.done = True
+        if self.task is not None:
+            task, self.task = self.task, None
+            trio.lowlevel.reschedule(task)
+
+    def overlaps(self, other: "Operation") -> bool:
+        """Whether both touch some byte."""
+        return (
+            self.offset < other.offset + other.length and other.offset < self.offset + self.length
+        )
+
+    def lose(self, reason: Exception) -> None:
+        """Note that its connection ended, or is of no more use; a part of a reply counts for
+        nothing then, be it an error.
+        """
+        self.lost = reason
+        self.error = 0
+        self.message = ""
+
+    # Filled in by the parser of replies
+
+    def fail(self, error: int, message: str = "") -> None:
+        """Note an error of the server; the first one counts."""
+        if not self.error:
+            self.error = error
+            self.message = message
+
+    def take(self, at: int, length: int) -> None:
+        """Note that a part of a READ comes. Raises ProtocolError if it cannot be one."""
+        if at < self.offset or at + length > self.offset + self.length:
+            raise ProtocolError(f"chunk is outside its request: offset={at} bytes={length}")
+        if length == self.length and self._coverage is None and not self._whole:
+            self._whole = True
+            return
+        if self._whole:
+            raise ProtocolError(f"chunks of a reply overlap: offset={at} bytes={length}")
+        if self._coverage is None:
+            self._coverage = Coverage()
+        self._coverage.add(at, at + length)
+
+    def room(self, at: int, length: int) -> memoryview:
+        """Return where a part of a READ goes, which `take` accepted."""
+        if self.data is None:
+            # As long as we asked for, whatever the reply claims; untouched memory costs nothing.
+            self.data = self.into or np.empty(self.length, np.uint8).data
+        assert isinstance(self.data, memoryview)
+        start = at - self.offset
+        return self.data[start : start + length]
+
+    def is_whole(self) -> bool:
+        """Whether all of a READ is there."""
+        return self._whole or (
+            self._coverage is not None
+            and self._coverage.is_all_of(self.offset, self.offset + self.length)
+        )

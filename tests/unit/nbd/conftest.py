@@ -1,0 +1,25 @@
+"""Fixtures of several modules here: certificates, and sockets to speak TLS over."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.nbd.certificates import Certificates
+from tests.unit.nbd.secured import Pair
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def sockets() -> Iterator[Pair]:
+    """Server's and client's end, with buffers as small as the kernel makes them."""
+    pair = socket.socketpair()
+    for sock in pair:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+    with pair[0], pair[1]:
+        yield pair

@@ -1,17 +1,18 @@
 """Runs the control API on its Unix socket, with Hypercorn's trio worker."""
 
 import logging
-from collections.abc import Callable
 
 import hypercorn.trio
 import trio
 from hypercorn.config import Config as HypercornConfig
 
-from admin.api import build_app
-from admin.control import PoolControl
+from admin.api import ApiPool, build_app
+from admin.api_drain import DrainRequests
+from admin.api_scrub import ScrubControl
+from admin.control import ClientControl, MemberControl, ScheduleControl
 from admin.errors import HomeError
 from admin.home import Home
-from admin.status import ClientInfo, DaemonInfo
+from admin.status import DaemonInfo
 from nbd.listeners import listen_unix
 
 BODY_BYTES_MAX = 64 * 1024
@@ -22,9 +23,12 @@ GRACE_S = 1.0
 
 
 async def serve_api(
-    pool: PoolControl,
+    pool: ApiPool,
     daemon: DaemonInfo,
-    clients: Callable[[], list[ClientInfo]],
+    clients: ClientControl,
+    members: MemberControl,
+    schedules: ScheduleControl,
+    scrubs: ScrubControl,
     home: Home,
     stop: trio.Event,
     *,
@@ -40,7 +44,7 @@ async def serve_api(
     except OSError as error:
         raise HomeError(f"cannot listen on {home.control_socket}: {error.strerror}") from error
     config = HypercornConfig()
-    config.bind = [f"fd://{listener.detach()}"]  # Hypercorn closes it
+    config.bind = [f"fd://{listener.sock.detach()}"]  # Hypercorn closes it
     config.errorlog = logging.getLogger("hypercorn")
     config.accesslog = None
     config.include_server_header = False
@@ -48,9 +52,11 @@ async def serve_api(
     config.graceful_timeout = GRACE_S
     config.h11_max_incomplete_size = BODY_BYTES_MAX
 
+    app = build_app(pool, daemon, clients, members, schedules, scrubs)
+
     async def serve(*, task_status: trio.TaskStatus[list[str]]) -> None:
         await hypercorn.trio.serve(
-            build_app(pool, daemon, clients),  # type: ignore[arg-type]
+            DrainRequests(app),  # type: ignore[arg-type]
             config,
             shutdown_trigger=stop.wait,
             task_status=task_status,

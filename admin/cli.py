@@ -6,16 +6,30 @@ from typing import Final
 
 import typer
 
-from admin.commands import about, check, clone, pool, serve, snapshot, volume
+from admin.commands import (
+    about,
+    check,
+    client,
+    clone,
+    member,
+    nbd,
+    pool,
+    schedule,
+    scrub,
+    serve,
+    snapshot,
+    transfer,
+    volume,
+)
 from admin.commands.common import Common, HomeOption, JsonOption, examples
 from admin.errors import AdminError, InternalError, NotConfirmedError, UsageError, exit_code_of
 from admin.output import drop_stdout, show_error
 from blockdev.errors import DeviceError
 
 _EPILOG = """\b
-Exit status: 0 done, 1 check found damage, 2 usage, 3 no daemon is running,
-4 bad configuration, 5 a daemon is running already, 10 and up an error of the
-pool. All of them: cenote help exit-codes
+Exit status: 0 done, 1 check found damage or a copy differs, 2 usage, 3 no
+daemon is running, 4 bad configuration, 5 a daemon is running already, 10 and
+up an error of the pool. All of them: cenote help exit-codes
 
 """ + examples(
     "cenote serve",
@@ -40,12 +54,23 @@ app = typer.Typer(
 app.add_typer(pool.app, name="pool")
 app.add_typer(volume.app, name="volume")
 app.add_typer(snapshot.app, name="snapshot")
+app.add_typer(member.app, name="member")
+app.add_typer(schedule.app, name="schedule")
+app.add_typer(scrub.app, name="scrub")
+app.add_typer(client.app, name="client")
+app.add_typer(nbd.app, name="nbd")
 app.command("serve", short_help="Run the daemon.", epilog=serve.EPILOG)(serve.serve_command)
 app.command(
     "clone",
     short_help="Make a volume from a snapshot.",
     epilog=examples("cenote clone root@clean test"),
 )(clone.clone_command)
+app.command("send", short_help="Send a snapshot as a stream.", epilog=transfer.SEND_EPILOG)(
+    transfer.send_command
+)
+app.command(
+    "receive", short_help="Receive a snapshot from a stream.", epilog=transfer.RECEIVE_EPILOG
+)(transfer.receive_command)
 app.command("check", short_help="Verify a pool that no daemon serves.", epilog=check.EPILOG)(
     check.check_command
 )

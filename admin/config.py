@@ -11,10 +11,11 @@
     size = "8G"                 to create a file; not needed for disks
     host = "left"               copies avoid sharing a host
 
-    [nbd]
-    unix = true                 serve on HOME/nbd.sock
-    tcp = "127.0.0.1:10809"     and here; NBD has no passwords, so mind who can connect
-    connections = 256           at once
+    [nbd], [[export]]           where and to whom exports are served: see `admin.nbd_config`
+
+    [[schedule]]                automatic snapshots: see `admin.schedule_config`
+
+    [scrub]                     reading everything again and again: see `admin.scrub_config`
 
     [cache]
     pages = "256M"              block map
@@ -30,13 +31,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from admin.errors import ConfigError
+from admin.nbd_config import NbdConfig, read_nbd
+from admin.schedule_config import read_schedules
+from admin.scrub_config import ScrubConfig, read_scrub
 from admin.sizes import GIB, KIB, MIB, PIB, TIB
 from admin.tables import Table
+from storage.schedule import Schedule
 
 FORMAT = 1
 LOCAL_HOST = "local"
 """The failure domain of members that name none: this machine."""
-CONNECTIONS_MAX = 4096
 DEFAULT_MEMBER_BYTES = 64 * GIB
 """Sparse: takes what is written, not this. Larger than a first try needs."""
 
@@ -56,26 +60,8 @@ class MemberConfig:
     path: Path
     size_bytes: int | None = None
     host: str = LOCAL_HOST
-
-
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
-    """Where to listen; port 0 lets the system choose one."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
-
-
-@dataclass(frozen=True, slots=True)
-class NbdConfig:
-    """Where exports are served; each client costs a connection and its buffers."""
-
-    unix: bool = True
-    tcp: TcpAddress | None = None
-    connections_max: int = 256
+    joining: bool = False
+    """It was about to be added by command; whether it became a member, it says itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +81,8 @@ class Config:
     pool: PoolConfig = field(default_factory=PoolConfig)
     nbd: NbdConfig = field(default_factory=NbdConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
+    schedules: dict[str, Schedule] = field(default_factory=dict)
+    scrub: ScrubConfig = field(default_factory=ScrubConfig)
     file: Path | None = None
 
 
@@ -117,15 +105,18 @@ def load_config(file: Path) -> Config:
     if version != FORMAT:
         newer = version > FORMAT
         root.fail("format", f"expected {FORMAT}" + (f"; {version} needs a newer Cenote" * newer))
-    pool, nbd, cache = root.table("pool"), root.table("nbd"), root.table("cache")
+    directory = file.absolute().parent
+    pool, cache = root.table("pool"), root.table("cache")
     config = Config(
-        members=_members(root, file.absolute().parent),
+        members=_members(root, directory),
         pool=_pool(pool),
-        nbd=_nbd(nbd),
+        nbd=read_nbd(root, directory),
         cache=_cache(cache),
+        schedules=read_schedules(root),
+        scrub=read_scrub(root),
         file=file,
     )
-    for table in (root, pool, nbd, cache):
+    for table in (root, pool, cache):
         table.finish()
     if config.pool.copies > len(config.members):
         pool.fail(
@@ -146,22 +137,6 @@ def default_config(pool_dir: Path) -> Config:
     room = system.f_frsize * system.f_blocks // MIB * MIB
     size_bytes = min(DEFAULT_MEMBER_BYTES, room)
     return Config(members=(MemberConfig(pool_dir / "member.img", size_bytes),))
-
-
-def parse_address(text: str) -> TcpAddress:
-    """Read `HOST:PORT`, with brackets around an IPv6 address.
-
-    Raises:
-        ValueError: it has another form; the message says which is right.
-    """
-    host, colon, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError(f'expected "[ADDRESS]:PORT" for IPv6, got {text!r}')
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ValueError(f'expected "HOST:PORT" such as "127.0.0.1:10809", got {text!r}')
-    return TcpAddress(host, int(port))
 
 
 def _members(root: Table, directory: Path) -> tuple[MemberConfig, ...]:
@@ -188,21 +163,6 @@ def _pool(table: Table) -> PoolConfig:
     if segment_bytes is not None and segment_bytes & (segment_bytes - 1):
         table.fail("segment", "expected a power of two, such as 32M or 64M")
     return PoolConfig(copies, segment_bytes)
-
-
-def _nbd(table: Table) -> NbdConfig:
-    unix = table.flag("unix", True)
-    tcp = None
-    address = table.text("tcp", "-")
-    if table.has("tcp"):
-        try:
-            tcp = parse_address(address)
-        except ValueError as error:
-            table.fail("tcp", str(error))
-    if not unix and tcp is None:
-        table.fail("unix", "nothing would be served; set unix = true or give tcp an address")
-    connections = table.whole("connections", 256, low=1, high=CONNECTIONS_MAX)
-    return NbdConfig(unix, tcp, connections)
 
 
 def _cache(table: Table) -> CacheConfig:

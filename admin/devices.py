@@ -6,14 +6,17 @@ With `admin.daemon` the only place that names concrete devices.
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Self
 
 from admin.config import Config, MemberConfig
-from admin.plan import Content, Found, Plan
+from admin.plan import Content, Found, Plan, set_aside
+from blockdev.device import BlockDevice
+from blockdev.errors import DeviceError
 from blockdev.file import FileDevice
 from storage.check import check_pool
-from storage.errors import MissingMemberError, NotFoundError
+from storage.errors import InvalidArgumentError, MissingMemberError, NotFoundError
 from storage.info import CheckReport
 from storage.pool import MemberDevice, create_pool, probe_member
 
@@ -30,18 +33,38 @@ async def look(members: Iterable[MemberConfig]) -> list[Found]:
     return [await _look_at(member) for member in members]
 
 
+class OpenDevices:
+    """Devices that are open until the context ends; more may be opened meanwhile."""
+
+    def __init__(self) -> None:
+        self._devices: list[BlockDevice] = []
+
+    def open(self, member: MemberConfig, *, read_only: bool = False) -> MemberDevice:
+        """Open what is at a member's path. Raises as `look`."""
+        device = FileDevice.open(member.path, read_only=read_only)
+        self._devices.append(device)
+        return MemberDevice(device, str(member.path), member.host)
+
+    async def close(self, device: BlockDevice) -> None:
+        """Close one before the others."""
+        self._devices.remove(device)
+        await device.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        while self._devices:
+            await self._devices.pop().close()
+
+
 @asynccontextmanager
 async def opened(
     members: Iterable[Found], *, read_only: bool = False
 ) -> AsyncIterator[list[MemberDevice]]:
     """Open what is at the members' paths until the context ends. Raises as `look`."""
-    async with AsyncExitStack() as stack:
-        devices = []
-        for one in members:
-            device = FileDevice.open(one.member.path, read_only=read_only)
-            stack.push_async_callback(device.close)
-            devices.append(MemberDevice(device, str(one.member.path), one.member.host))
-        yield devices
+    async with OpenDevices() as devices:
+        yield [devices.open(one.member, read_only=read_only) for one in members]
 
 
 async def create(config: Config, plan: Plan) -> None:
@@ -110,12 +133,50 @@ async def check_offline(config: Config, progress: Callable[[str, int, int], None
         BusyError: a daemon has a member open.
         NotFoundError: no member is there.
     """
-    found = [one for one in await look(config.members) if one.content is not Content.ABSENT]
+    found, _ = set_aside(await look(config.members))
+    found = [one for one in found if one.content is not Content.ABSENT]
     if not any(one.content is Content.POOL for one in found):
         paths = ", ".join(str(member.path) for member in config.members)
         raise NotFoundError(f"no pool is at {paths}")
     async with opened(found, read_only=True) as devices:
         return await check_pool(devices, progress=progress)
+
+
+def open_local(path: Path, *, read_only: bool) -> BlockDevice:
+    """Open a file or disk. Raises BusyError, DeviceError."""
+    return FileDevice.open(path, read_only=read_only)
+
+
+def make_file(path: Path, size_bytes: int) -> BlockDevice:
+    """Make a sparse file, of an empty one if it is there, and open it. Raises as `open_local`."""
+    if not path.exists():
+        return FileDevice.create(path, size_bytes)
+    os.truncate(path, size_bytes)
+    return FileDevice.open(path)
+
+
+def enlarge_file(path: Path, size_bytes: int) -> None:
+    """Make a file larger, durably. Blocks for as long as the file system takes.
+
+    Raises:
+        InvalidArgumentError: it is no file, or not smaller.
+        DeviceError: the file system refuses.
+    """
+    if not path.is_file():
+        raise InvalidArgumentError(f"only files get another size here: {path}")
+    if size_bytes <= path.stat().st_size:
+        raise InvalidArgumentError(
+            f"a member only grows: path={path} size={path.stat().st_size} wanted={size_bytes}"
+        )
+    try:
+        os.truncate(path, size_bytes)
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise DeviceError(f"cannot enlarge {path}: {error.strerror}") from error
 
 
 async def _look_at(member: MemberConfig) -> Found:

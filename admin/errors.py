@@ -66,6 +66,20 @@ class InternalError(AdminError):
     exit_code = 9
 
 
+class ServerError(AdminError):
+    """An NBD server cannot be used as asked; the message says why."""
+
+    errno = _errno.ECONNREFUSED
+    exit_code = 40
+
+
+class WaitsError(AdminError):
+    """It cannot be done now, and is done as soon as it can; the message says what it waits for."""
+
+    errno = _errno.EAGAIN
+    exit_code = 41
+
+
 class RemoteError(AdminError):
     """The daemon refused or failed the request; carries what its error said of itself."""
 

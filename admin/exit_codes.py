@@ -9,7 +9,7 @@ import storage.errors
 
 _PLAIN = {
     0: ("", "All is well."),
-    1: ("", "`check` found damage."),
+    1: ("", "Damage: `check` found some, `scrub` could not repair all, or a copy differs."),
 }
 
 

@@ -5,7 +5,8 @@
     HOME/nbd.sock       the exports
     HOME/pool/          pool.json, and the member of the built-in configuration
 
-The directory is 0700 and the sockets 0600: who may open them may do everything.
+The directory is made 0700 and the sockets 0600: who may open them may do everything. To let others
+to the exports alone, set `nbd.unix_mode` and `chmod o+x HOME`; what else is in it stays closed.
 """
 
 import fcntl

@@ -99,6 +99,18 @@ def make_plan(
     )
 
 
+def set_aside(found: Sequence[Found]) -> tuple[list[Found], list[Found]]:
+    """Tell members from devices that were about to be added when that was interrupted, and carry
+    no superblock of this pool: those are left out."""
+    pools = {one.pool for one in found if one.pool is not None and not one.member.joining}
+    kept: list[Found] = []
+    aside: list[Found] = []
+    for one in found:
+        is_member = one.content is Content.POOL and one.pool in pools
+        (kept if is_member or not one.member.joining else aside).append(one)
+    return kept, aside
+
+
 def resolve_without(words: Sequence[str], record: PoolRecord | None) -> dict[UUID, str | None]:
     """The members that `--without` names, by UUID or path, with the path where that is known.
 

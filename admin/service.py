@@ -3,8 +3,11 @@
 import logging
 import os
 import shlex
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -13,11 +16,15 @@ import trio
 from admin import __version__
 from admin.api_server import serve_api
 from admin.config import Config
-from admin.control import PoolControl
-from admin.exports import ExportingPool, NbdService
+from admin.control import MemberControl, PoolControl, SpaceControl, TransferControl
+from admin.exports import ExportingPool
 from admin.home import Home
+from admin.nbd_service import NbdService
 from admin.notify import notify
 from admin.reports import ReadyReport
+from admin.scheduler import Scheduler, SchedulingPool
+from admin.scrub_file import FileKeeper
+from admin.scrubbing import Scrubbing, ScrubEngine
 from admin.status import DaemonInfo
 from admin.watch import warn_of_filling
 from blockdev.errors import DeviceError
@@ -26,9 +33,9 @@ from storage.info import PoolInfo
 
 _log = logging.getLogger("cenote.daemon")
 
-STOP_GRACE_S = 5.0
-"""How long requests under way may take to finish once a stop was asked for; the NBD server and
-the API give up sooner by themselves."""
+STOP_GRACE_S = 2.0
+"""How much longer than the NBD server gives its clients a stop may take; it and the API give up
+sooner by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +46,26 @@ class Orders:
     config: Config
     without: tuple[str, ...]
     format_paths: tuple[Path, ...]
+    program: str
     home_words: str
     """` --home DIR` if commands need it to find this daemon."""
     ready: Callable[[ReadyReport], None]
+    tls: ssl.SSLContext | None = None
+    """Certificates, loaded before anything is touched."""
 
 
-class ServedPool(PoolControl, ExportingPool, Protocol):
+class ServedPool(
+    PoolControl, SpaceControl, TransferControl, ExportingPool, SchedulingPool, Protocol
+):
     """A pool as it is served."""
 
     failed: trio.Event
     """Set when the pool takes no more writes."""
+
+    @property
+    def scrubber(self) -> ScrubEngine:
+        """What scrubs it."""
+        ...
 
     @property
     def failure(self) -> DeviceError | None:
@@ -56,34 +73,47 @@ class ServedPool(PoolControl, ExportingPool, Protocol):
         ...
 
 
-async def serve_pool(orders: Orders, pool: ServedPool, stop: trio.Event, *, created: bool) -> None:
+async def serve_pool(
+    orders: Orders, pool: ServedPool, members: MemberControl, stop: trio.Event, *, created: bool
+) -> None:
     """Serve until `stop` is set.
 
     Raises:
         DeviceError: the pool failed (in an exception group).
         HomeError: a socket cannot be made (in an exception group).
     """
-    nbd = NbdService(pool, orders.config.nbd, orders.home)
+    scheduler = Scheduler(pool, orders.config.schedules, partial(datetime.now, UTC))
+    scrubs = Scrubbing(
+        pool.info().uuid, pool.scrubber, orders.config.scrub, FileKeeper(orders.home),
+        partial(datetime.now, UTC),
+    )  # fmt: skip
+    nbd = NbdService(pool, orders.config.nbd, orders.home, orders.tls)
     api_stop = trio.Event()
     async with trio.open_nursery() as nursery:
         endpoints = await nursery.start(nbd.run)
         daemon = DaemonInfo(__version__, os.getpid(), str(orders.home.path), endpoints)
-        await nursery.start(serve_api, pool, daemon, nbd.clients, orders.home, api_stop)
+        await nursery.start(
+            serve_api, pool, daemon, nbd, members, scheduler, scrubs, orders.home, api_stop
+        )
         info = pool.info()
         _warn_of_configuration(orders.config, info)
-        volumes = sorted(volume.name for volume in pool.volumes())
+        volumes = sorted(volume.name for volume in pool.volumes() if volume.receiving is None)
         notify("READY=1", f"STATUS=serving, pool is {info.health}")
-        commands = _suggestions(daemon, volumes, orders.home_words)
+        commands = _suggestions(daemon, volumes, orders)
         orders.ready(ReadyReport(daemon, info, created, volumes, commands))
         async with trio.open_nursery() as watchers:
             watchers.start_soon(_raise_failure, pool)
             watchers.start_soon(warn_of_filling, pool.info)
+            watchers.start_soon(scheduler.run)
+            watchers.start_soon(scrubs.run)
             await stop.wait()
             watchers.cancel_scope.cancel()
         notify("STOPPING=1", "STATUS=closing connections")
         nbd.stop()
         api_stop.set()
-        nursery.cancel_scope.deadline = trio.current_time() + STOP_GRACE_S
+        nursery.cancel_scope.deadline = (
+            trio.current_time() + orders.config.nbd.limits.grace_s + STOP_GRACE_S
+        )
 
 
 async def _raise_failure(pool: ServedPool) -> None:
@@ -104,13 +134,13 @@ def _warn_of_configuration(config: Config, info: PoolInfo) -> None:
         _log.warning("the pool is %s; see: cenote pool status", info.health)
 
 
-def _suggestions(daemon: DaemonInfo, volumes: list[str], home_words: str) -> list[str]:
+def _suggestions(daemon: DaemonInfo, volumes: list[str], orders: Orders) -> list[str]:
     """Three commands worth trying next, to be copied."""
     name = volumes[0] if volumes else "demo"
     first = "volume list" if volumes else f"volume create {name} --size 20G"
     disk = shlex.quote(f"file={daemon.uri(name)},format=raw,if=virtio,discard=unmap")
     return [
-        f"cenote {first}{home_words}",
+        f"{orders.program} {first}{orders.home_words}",
         f"qemu-system-x86_64 -accel kvm -m 2G -drive {disk}",
-        f"cenote snapshot create {name}@first{home_words}",
+        f"{orders.program} snapshot create {name}@first{orders.home_words}",
     ]

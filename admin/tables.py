@@ -16,6 +16,7 @@ _KINDS: dict[type, str] = {
     bool: "true or false",
     int: "a whole number",
     str: "a string",
+    list: "a list",
     dict: "a table",
 }
 
@@ -55,6 +56,38 @@ class Table:
         """The boolean at `key`."""
         return self._typed(key, bool, default)
 
+    def seconds(self, key: str, default: float, *, low: float, high: float) -> float:
+        """The number of seconds at `key`, with or without a fraction."""
+        self._known.append(key)
+        value = self._values.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.fail(key, f"expected a number of seconds, got {_shown(value)}")
+        if not low <= value <= high:
+            self.fail(key, f"expected {low:g} to {high:g} seconds, got {value}")
+        return float(value)
+
+    def choice(self, key: str, default: str, choices: Sequence[str]) -> str:
+        """The string at `key`, one of `choices`."""
+        value = self._typed(key, str, default)
+        if value not in choices:
+            words = ", ".join(f'"{word}"' for word in choices)
+            self.fail(key, f"expected one of {words}; got {_shown(value)}")
+        return value
+
+    def listed(self, key: str, kind: type[T]) -> tuple[T, ...] | None:
+        """The list at `key`, of one kind and never empty, if given; one value stands for itself."""
+        self._known.append(key)
+        if key not in self._values:
+            return None
+        value = self._values[key]
+        items = value if isinstance(value, list) else [value]
+        for item in items:
+            if not isinstance(item, kind) or isinstance(item, bool):
+                self.fail(key, f"expected {_KINDS[kind]} or a list of such, got {_shown(item)}")
+        if not items or "" in items:
+            self.fail(key, "is empty; give a value or remove the line")
+        return tuple(items)
+
     def size(self, key: str, *, low: int, high: int, grain: int = 1) -> int | None:
         """The size at `key` in bytes (a string such as "8G", or a number of bytes), if given."""
         self._known.append(key)
@@ -80,6 +113,12 @@ class Table:
     def table(self, key: str) -> "Table":
         """The table at `key`; an empty one when the file has none."""
         return Table(self._file, self._typed(key, dict, {}), self._at(key))
+
+    def mapping(self, key: str, kind: type[T]) -> dict[str, T]:
+        """The table at `key`, of any keys, with values of one kind; empty when there is none."""
+        values = self._typed(key, dict, {})
+        inner = Table(self._file, values, self._at(key))
+        return {name: inner._typed(name, kind, None) for name in values}
 
     def tables(self, key: str) -> Iterator["Table"]:
         """The tables of the array at `key`, in order."""

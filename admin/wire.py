@@ -49,12 +49,16 @@ def _decode(kind: Any, value: Any) -> Any:
             **{
                 field.name: _decode(hints[field.name], value[field.name])
                 for field in dataclasses.fields(kind)
+                if field.name in value or not _has_default(field)
             }
         )
     origin = typing.get_origin(kind)
     if origin is list:
         (item_kind,) = typing.get_args(kind)
         return [_decode(item_kind, item) for item in value]
+    if origin is dict:
+        _, item_kind = typing.get_args(kind)
+        return {str(key): _decode(item_kind, item) for key, item in value.items()}
     if origin in (types.UnionType, typing.Union):
         options = [option for option in typing.get_args(kind) if option is not type(None)]
         return None if value is None else _decode(options[0], value)
@@ -63,3 +67,8 @@ def _decode(kind: Any, value: Any) -> Any:
     if not isinstance(value, kind):
         raise TypeError(f"expected {kind.__name__}, got {value!r}")
     return value
+
+
+def _has_default(field: "dataclasses.Field[Any]") -> bool:
+    missing = dataclasses.MISSING
+    return field.default is not missing or field.default_factory is not missing

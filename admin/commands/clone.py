@@ -1,4 +1,4 @@
-"""`cenote clone`: a volume that starts as a snapshot."""
+"""`cenote clone`: a volume that starts as a snapshot, or as another volume."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -6,16 +6,16 @@ from typing import Annotated
 import typer
 
 from admin.client import Client
-from admin.commands.common import HomeOption, JsonOption, SnapshotArgument, ask_daemon, uri_of
+from admin.commands.common import HomeOption, JsonOption, ask_daemon, uri_of
 from admin.names import SnapshotName, check_name, parse_snapshot
 from admin.reports import VolumeReport
 
 
 @dataclass(frozen=True, slots=True)
 class CloneOptions:
-    """The snapshot to start from and the name of the new volume."""
+    """The snapshot or volume to start from and the name of the new volume."""
 
-    source: SnapshotName
+    source: SnapshotName | str
     name: str
 
 
@@ -27,11 +27,14 @@ def clone(client: Client, options: CloneOptions) -> VolumeReport:
 
 def clone_command(
     context: typer.Context,
-    source: SnapshotArgument,
+    source: Annotated[str, typer.Argument(metavar="VOL[@SNAP]", show_default=False)],
     name: Annotated[str, typer.Argument(metavar="NEW", show_default=False)],
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a volume NEW that starts as VOL@SNAP. Takes room only for what is written to it."""
-    options = CloneOptions(parse_snapshot(source), check_name(name, "volume name"))
+    """Make a volume NEW that starts as VOL@SNAP, or as VOL is now. It takes room only for what is
+    written to it.
+    """
+    start = parse_snapshot(source) if "@" in source else check_name(source, "volume name")
+    options = CloneOptions(start, check_name(name, "volume name"))
     ask_daemon(context, home, as_json, clone, options)

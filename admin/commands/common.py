@@ -1,6 +1,8 @@
 """What every command shares: the --home, --json and --yes options, and running against a daemon."""
 
 import shlex
+import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,9 @@ JsonOption = Annotated[
     bool, typer.Option("--json", help="Write the result, or the error, as JSON.")
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+DisconnectOption = Annotated[
+    bool, typer.Option("--disconnect", help="Disconnect its clients first.")
+]
 SizeOption = Annotated[
     str, typer.Option("--size", metavar="SIZE", help="Such as 20G or 1.5T; K, M, G... are 1024s.")
 ]
@@ -85,7 +90,15 @@ def ask_daemon(
 
 def serve_command(common: Common) -> str:
     """How to start the daemon that these options speak of."""
-    return "cenote serve" + home_words(common)
+    return f"{program()} serve{home_words(common)}"
+
+
+def program() -> str:
+    """What to type for this program: `cenote`, or the path by which it was called where the shell
+    would not find it, as in the environment that `make run` makes."""
+    called = sys.argv[0]
+    is_ours = Path(called).name == "cenote"
+    return shlex.quote(called) if is_ours and shutil.which("cenote") is None else "cenote"
 
 
 def home_words(common: Common) -> str:
@@ -108,8 +121,8 @@ def confirm(question: str, *, yes: bool) -> None:
         raise NotConfirmedError("nothing was changed")
 
 
-def size_argument(text: str) -> int:
-    """The size of a volume from `--size`.
+def size_argument(text: str, option: str = "--size") -> int:
+    """The size of a volume, or of a part of it, from an option.
 
     Raises:
         UsageError: not a size that a volume can have.
@@ -117,7 +130,7 @@ def size_argument(text: str) -> int:
     try:
         return parse_volume_size(text)
     except SizeError as error:
-        raise UsageError(f"--size: {error}") from error
+        raise UsageError(f"{option}: {error}") from error
 
 
 def uri_of(client: Client, export: str) -> str | None:

@@ -14,6 +14,7 @@ from admin.commands.common import (
     common_options,
     examples,
     home_words,
+    program,
 )
 from admin.home import Home, find_home
 from admin.output import show_event
@@ -54,11 +55,13 @@ def serve(options: ServeOptions) -> None:
     from admin.daemon import run_daemon
     from admin.home import hold
     from admin.logs import set_up_logging
+    from admin.nbd_service import load_tls
     from admin.record import choose_config
     from admin.service import Orders
 
     set_up_logging(options.log_level, as_json=options.log_json)
     config = choose_config(options.home, options.config_file)
+    tls = load_tls(config.nbd, config.file)
 
     def ready(report: ReadyReport) -> None:
         show_event(report, as_json=options.common.as_json)
@@ -70,8 +73,10 @@ def serve(options: ServeOptions) -> None:
                 config=config,
                 without=options.without,
                 format_paths=tuple(path.expanduser().absolute() for path in options.format_paths),
+                program=program(),
                 home_words=home_words(options.common),
                 ready=ready,
+                tls=tls,
             )
         )
 

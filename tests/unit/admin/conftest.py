@@ -1,16 +1,33 @@
 """The real control API, serving a fake pool from a thread."""
 
+import io
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
+from admin import cli
 from admin.api_server import serve_api
 from admin.home import Home, find_home
-from admin.status import ClientInfo
-from tests.unit.admin.fake_pool import CREATED, FakePool, Served, daemon_info
+from admin.scheduler import Scheduler
+from admin.scrub_config import ScrubConfig
+from admin.scrubbing import Scrubbing
+from storage.schedule import Schedule
+from tests.unit.admin.fake_pool import (
+    POOL,
+    FakeClients,
+    FakeMembers,
+    FakePool,
+    Served,
+    client_info,
+    daemon_info,
+)
+from tests.unit.admin.fake_scrubs import MemoryKeeper
 
 
 @pytest.fixture
@@ -20,9 +37,32 @@ def home(tmp_path: Path) -> Home:
     return found
 
 
+CONFIGURED = {"nightly": Schedule(86400, {"daily": 7}, ("root", "db-*"))}
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command against the home of the test: exit status, stdout, stderr."""
+    monkeypatch.setenv("CENOTE_HOME", str(home.path))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = cli.main(list(words))
+        return code, *capsys.readouterr()
+
+    return run
+
+
 @pytest.fixture
 def served(home: Home) -> Iterator[Served]:
     pool = FakePool()
+    clients = FakeClients(pool)
+    members = FakeMembers()
+    clients.connected.append(client_info(1, "a\x07b"))
+    now = partial(datetime.now, UTC)
+    scheduler = Scheduler(pool, CONFIGURED, now)
     ready = threading.Event()
     stops: list[Callable[[], None]] = []
 
@@ -30,15 +70,24 @@ def served(home: Home) -> Iterator[Served]:
         stop = trio.Event()
         token = trio.lowlevel.current_trio_token()
         stops.append(lambda: token.run_sync_soon(stop.set))
-        clients = [ClientInfo("unix:pid=1", "a\x07b", CREATED, 1, 2, 3, 4)]
+        async with trio.open_nursery() as background:
+            await serve(stop, background)
+            background.cancel_scope.cancel()
+
+    async def serve(stop: trio.Event, background: trio.Nursery) -> None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(serve_api, pool, daemon_info(home), lambda: clients, home, stop)
+            daemon = daemon_info(home)
+            scrubs = Scrubbing(POOL, pool.scrubber, ScrubConfig(), MemoryKeeper(), now)
+            background.start_soon(scrubs.run)
+            await nursery.start(
+                serve_api, pool, daemon, clients, members, scheduler, scrubs, home, stop
+            )
             ready.set()
 
     thread = threading.Thread(target=trio.run, args=(main,))
     thread.start()
     assert ready.wait(10)
-    yield Served(pool, home)
+    yield Served(pool, members, clients, home, scheduler)
     stops[0]()
     thread.join(10)
     assert not thread.is_alive()

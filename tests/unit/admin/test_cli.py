@@ -1,33 +1,18 @@
-import io
 import json
 import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from admin import __version__, cli
+from admin import __version__
+from admin.commands.common import program
 from admin.exit_codes import exit_codes
 from admin.home import Home, hold
+from tests.unit.admin.conftest import Run
 from tests.unit.admin.fake_pool import Served
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command against the home of the test: exit status, stdout, stderr."""
-    monkeypatch.setenv("CENOTE_HOME", str(home.path))
-    monkeypatch.setattr(sys, "stdin", io.StringIO())
-
-    def run(*words: str) -> tuple[int, str, str]:
-        code = cli.main(list(words))
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def test_a_session(served: Served, run: Run) -> None:
@@ -59,6 +44,69 @@ def test_a_session(served: Served, run: Run) -> None:
     assert served.pool.calls == [("rollback", "root", "clean"), ("delete_volume", "root")]
 
 
+def test_clients_are_listed_and_disconnected(served: Served, run: Run) -> None:
+    run("volume", "create", "root", "--size", "1G")
+    served.clients.connect(7, "root")
+    served.clients.connect(8, "root")
+    lines = run("client", "list")[1].splitlines()
+    head = "id client user certificate tls export requests read written errors since"
+    assert " ".join(lines[0].split()) == head
+    rows = [line.split() for line in lines]
+    assert rows[2][:6] == ["7", "unix:pid=7", "1000", "-", "no", "root"]
+    listed = json.loads(run("client", "list", "--json")[1])
+    assert [(one["number"], one["export"]) for one in listed][1:] == [(7, "root"), (8, "root")]
+    assert run("client", "list", "--exports")[1].splitlines()[2].split()[:3] == ["root", "1", "5"]
+    assert run("client", "disconnect", "7") == (
+        0,
+        "disconnected 1 client\n  7  unix:pid=7 uid=1000, root\n",
+        "",
+    )
+    gone = json.loads(run("client", "disconnect", "--export", "root", "--json")[1])
+    assert [one["number"] for one in gone["disconnected"]] == [8]
+    assert run("client", "disconnect", "--all")[1].startswith("disconnected 1 client\n  1  unix")
+    assert run("client", "disconnect", "--all")[:2] == (0, "disconnected 0 clients\n")
+    assert run("client", "list")[1] == "no clients\n"
+    assert run("client", "list", "--exports")[1] == "no export had a client yet\n"
+
+
+def test_a_volume_in_use_says_by_whom(served: Served, run: Run) -> None:
+    run("volume", "create", "root", "--size", "1G")
+    run("snapshot", "create", "root@s")
+    served.clients.connect(7, "root")
+    code, _, err = run("snapshot", "rollback", "root@s", "--yes")
+    assert code == 33
+    assert err == (
+        "cenote: volume root is in use by client 7 (unix:pid=7 uid=1000); stop it, disconnect it "
+        "(cenote client disconnect --export root), or repeat with --disconnect\n"
+    )
+    assert run("snapshot", "rollback", "root@s", "--yes", "--disconnect")[0] == 0
+    for number in range(10, 15):
+        served.clients.connect(number, "root@s")
+    code, _, err = run("snapshot", "delete", "root@s", "--yes")
+    assert code == 33
+    assert "client 10 (unix:pid=10 uid=1000), 11 (" in err
+    assert " and 2 more; stop" in err
+    code, _, err = run("volume", "delete", "root", "--snapshots", "--yes")
+    assert code == 33
+    assert "(cenote client disconnect --export root@s)" in err
+    assert run("volume", "delete", "root", "--snapshots", "--yes", "--disconnect")[0] == 0
+    assert served.pool.calls == [("rollback", "root", "s"), ("delete_volume", "root")]
+
+
+def test_growing_names_those_who_do_not_notice(served: Served, run: Run) -> None:
+    run("volume", "create", "root", "--size", "1G")
+    served.clients.connect(7, "root", 1 << 30)
+    code, out, _ = run("volume", "resize", "root", "--size", "2G")
+    assert code == 0
+    assert out.splitlines()[0].startswith("resized volume root, 2 GiB, nbd+unix:///root?")
+    assert "until they connect anew" in out.splitlines()[1]
+    assert out.splitlines()[2:] == ["  7  unix:pid=7 uid=1000, sees 1 GiB"]
+    resized = json.loads(run("volume", "resize", "root", "--size", "3G", "--json")[1])
+    assert [one["number"] for one in resized["stale_clients"]] == [7]
+    assert json.loads(run("client", "disconnect", "7", "--json")[1])["disconnected"]
+    assert len(run("volume", "resize", "root", "--size", "4G")[1].splitlines()) == 1
+
+
 def test_json_is_for_programs(served: Served, run: Run) -> None:
     _, out, err = run("volume", "create", "root", "--size", "20G", "--json")
     made = json.loads(out)
@@ -85,7 +133,12 @@ def test_json_is_for_programs(served: Served, run: Run) -> None:
     [
         (["volume", "delete", "none", "--yes"], 31, "no such volume: none"),
         (["volume", "delete", "root"], 7, "repeat with --yes"),
-        (["volume", "delete", "kept", "--yes"], 33, "volume has snapshots: kept"),
+        (["volume", "delete", "kept", "--yes"], 33, "kept has snapshots (1); delete them first"),
+        (["volume", "delete", "kept", "--yes", "--disconnect"], 33, "with it: --snapshots"),
+        (["snapshot", "rollback", "kept@no", "--yes", "--disconnect"], 31, "no such snapshot"),
+        (["client", "disconnect"], 2, "say whom to disconnect"),
+        (["client", "disconnect", "1", "--all"], 2, "say whom to disconnect"),
+        (["client", "disconnect", "1", "9"], 31, "no client has the number 9; see: cenote client"),
         (["snapshot", "delete", "root@s"], 7, "repeat with --yes"),
         (["snapshot", "rollback", "root@s"], 7, "repeat with --yes"),
         (["volume", "create", "root", "--size", "1G"], 32, "volume exists: root"),
@@ -138,7 +191,7 @@ def test_odd_text_is_shown_and_not_obeyed(served: Served, run: Run) -> None:
     _, out, _ = run("pool", "status")
     assert r"/dev/\x1b[31mred" in out
     assert "[bold]left" in out
-    assert r"a\x07b" in run("pool", "clients")[1]
+    assert r"a\x07b" in run("client", "list")[1]
     served.pool.raises = ValueError("\x1b[31m\n[bold]")
     _, _, err = run("volume", "create", "a", "--size", "1G")
     assert "\x1b" not in err
@@ -180,8 +233,20 @@ def test_every_exit_status_is_explained_once(run: Run) -> None:
         ["pool", "status"],
         ["volume"],
         ["volume", "create"],
+        ["client", "list"],
+        ["nbd", "info"],
+        ["nbd", "copy"],
+        ["client", "disconnect"],
         ["snapshot", "rollback"],
+        ["snapshot", "list"],
+        ["volume", "tree"],
+        ["volume", "flatten"],
+        ["schedule", "set"],
+        ["schedule", "list"],
+        ["schedule", "run"],
         ["clone"],
+        ["send"],
+        ["receive"],
         ["check"],
     ],
 )
@@ -203,7 +268,7 @@ def test_commands_start_without_the_libraries_of_the_daemon() -> None:
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     slow = {"fastapi", "starlette", "hypercorn", "httpx", "numpy", "trio", "lz4", "rich", "tomllib"}
-    for words in (["--help"], ["volume", "list"]):
+    for words in (["--help"], ["volume", "list"], ["nbd", "copy", "--help"], ["send", "--help"]):
         done = subprocess.run(
             [sys.executable, "-c", script, "--home", "/nonexistent", *words],
             cwd=Path(__file__).parents[3],
@@ -240,3 +305,50 @@ def test_a_terminal_is_asked(served: Served, run: Run, answer: str, code: int) -
         os.close(theirs)
     assert b"Delete volume root, 1 GiB and its snapshots (1)?" in question
     assert served.pool.calls == ([("delete_volume", "root")] if code == 0 else [])
+
+
+def test_names_notes_and_groups(served: Served, run: Run) -> None:
+    for name in ("a", "b"):
+        assert run("volume", "create", name, "--size", "1G")[0] == 0
+    assert run("snapshot", "create", "a@s", "b@s")[0] == 0
+    assert {(one.volume, one.name) for one in served.pool.snapshots()} == {("a", "s"), ("b", "s")}
+    assert "one name" in run("snapshot", "create", "a@x", "b@y")[2]
+    assert run("snapshot", "rename", "a@s", "t")[1] == "renamed snapshot to a@t\n"
+    assert run("clone", "a", "c")[0] == 0
+    assert run("volume", "rename", "c", "d")[1].startswith("renamed volume to d, ")
+    code, out, err = run("volume", "promote", "d")
+    assert (code, err) == (0, "")
+    assert out.startswith("promoted volume d, ")
+    words = ["--description", "gold", "--label", "k=v", "--label", "x=", "--protect"]
+    limits = ["--iops", "500", "--bandwidth", "8M", "--burst", "0"]
+    assert run("volume", "set", "a", *words, *limits)[0] == 0
+    assert run("snapshot", "set", "a@t", "--unprotect")[0] == 0
+    assert "nothing to change" in run("volume", "set", "a")[2]
+    assert "KEY=VALUE" in run("volume", "set", "a", "--label", "k")[2]
+    assert run("volume", "resize", "a", "--size", "512M", "--shrink")[0] != 0, "it asks"
+    assert run("volume", "resize", "a", "--size", "512M", "--shrink", "--yes")[0] == 0
+    notes = {
+        "description": "gold",
+        "labels": {"k": "v", "x": ""},
+        "protected": True,
+        "limits": {"requests_per_s": 500, "bytes_per_s": 8 << 20, "burst_s": 0.0},
+    }
+    assert served.pool.calls == [
+        ("promote", "d"),
+        ("note", "a", str(notes)),
+        ("note", "a@t", str({"protected": False})),
+        ("shrink", "a"),
+    ]
+
+
+def test_commands_to_copy_are_found_by_the_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the path that was typed, unless the name is enough."""
+    monkeypatch.setattr("sys.argv", [".venv/bin/cenote", "serve"])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program() == ".venv/bin/cenote"
+    (tmp_path / "cenote").touch(0o755)
+    assert program() == "cenote"
+    monkeypatch.setattr("sys.argv", ["/usr/lib/python3/pytest/__main__.py"])
+    assert program() == "cenote"

@@ -42,6 +42,10 @@ def test_a_volume_from_creation_to_deletion(served: Served) -> None:
         assert client.daemon().process == 42
         assert client.daemon().uri("b") == f"nbd+unix:///b?socket={served.home.nbd_socket}"
         assert client.clients()[0].export == "a\x07b"
+        assert [(one.name, one.requests) for one in client.exports()] == [("a\x07b", 5)]
+        assert client.disconnect(export="none") == []
+        assert [one.number for one in client.disconnect(numbers=[1])] == [1]
+        assert client.disconnect() == client.clients() == []
 
 
 def test_errors_arrive_as_they_were(served: Served) -> None:
@@ -79,13 +83,22 @@ def test_errors_arrive_as_they_were(served: Served) -> None:
         ),
         ("DELETE", "/v1/volumes/used", None, 409, "InUseError"),
         ("POST", "/v1/volumes", {"name": "used", "size_bytes": 4096}, 409, "ExistsError"),
+        ("POST", "/v1/clients/disconnect", {}, 400, "InvalidArgumentError"),
+        (
+            "POST",
+            "/v1/clients/disconnect",
+            {"numbers": [1], "everyone": True},
+            400,
+            "InvalidArgumentError",
+        ),
+        ("POST", "/v1/clients/disconnect", {"numbers": [1, 9]}, 404, "NotFoundError"),
     ],
 )
 def test_http_statuses(
     served: Served, method: str, path: str, body: object, status: int, kind: str
 ) -> None:
     assert raw(served.home, "POST", "/v1/volumes", {"name": "used", "size_bytes": 4096}).is_success
-    served.pool.connect("used")
+    served.clients.connect(2, "used")
     response = raw(served.home, method, path, body)
     assert response.status_code == status
     assert response.json()["error"] == kind
@@ -117,7 +130,7 @@ def test_no_daemon(home: Home) -> None:
 
 
 def test_something_else_on_the_socket(home: Home) -> None:
-    with listen_unix(home.control_socket) as listener, Client(home) as client:
+    with listen_unix(home.control_socket).sock as listener, Client(home) as client:
         listener.setblocking(True)
         answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{]"
         with pytest.raises(InternalError, match="unexpected answer"):

@@ -7,8 +7,8 @@ import pytest
 import trio
 import trio.testing
 
-from admin.config import Config, MemberConfig, NbdConfig, TcpAddress, default_config
-from admin.exports import NbdService, PoolExports
+from admin.config import Config, MemberConfig, default_config
+from admin.exports import PoolExports
 from admin.home import Home
 from admin.record import PoolRecord, choose_config, write_record
 from admin.reports import ReadyReport
@@ -19,7 +19,7 @@ from blockdev.errors import DeviceError
 from blockdev.memory import MemoryDevice
 from nbd.errors import UnknownExportError
 from storage.errors import FencedError, NotFoundError
-from tests.unit.admin.fake_pool import FakePool
+from tests.unit.admin.fake_pool import FakeMembers, FakePool
 
 
 class FakeServedPool(FakePool):
@@ -38,7 +38,7 @@ class FakeServedPool(FakePool):
 
 def orders(home: Home, ready: list[ReadyReport]) -> Orders:
     config = Config((MemberConfig(Path("/member")),))
-    return Orders(home, config, (), (), "", ready.append)
+    return Orders(home, config, (), (), "cenote", "", ready.append)
 
 
 async def test_a_pool_that_fails_ends_the_daemon(home: Home) -> None:
@@ -48,7 +48,9 @@ async def test_a_pool_that_fails_ends_the_daemon(home: Home) -> None:
     ):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(
-                lambda: serve_pool(orders(home, ready), pool, trio.Event(), created=True)
+                lambda: serve_pool(
+                    orders(home, ready), pool, FakeMembers(), trio.Event(), created=True
+                )
             )
             while not ready:
                 await trio.sleep(0.01)
@@ -61,7 +63,9 @@ async def test_a_pool_that_fails_ends_the_daemon(home: Home) -> None:
 async def test_a_stop_ends_it_cleanly(home: Home) -> None:
     pool, ready, stop = FakeServedPool(), list[ReadyReport](), trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: serve_pool(orders(home, ready), pool, stop, created=True))
+        nursery.start_soon(
+            lambda: serve_pool(orders(home, ready), pool, FakeMembers(), stop, created=True)
+        )
         while not ready:
             await trio.sleep(0.01)
         assert home.nbd_socket.is_socket()
@@ -86,18 +90,22 @@ async def test_exports_are_volumes_and_snapshots() -> None:
             await exports.open(name)
 
 
-async def test_listening_beyond_this_machine_is_warned_of(
-    home: Home, caplog: pytest.LogCaptureFixture
-) -> None:
-    for host, warned in (("127.0.0.1", False), ("0.0.0.0", True)):
-        config = NbdConfig(unix=False, tcp=TcpAddress(host, 0))
-        service = NbdService(FakeServedPool(), config, home)
-        async with trio.open_nursery() as nursery:
-            (endpoint,) = await nursery.start(service.run)
-            assert endpoint.startswith(f"nbd://{host}:")
-            assert endpoint.endswith("/{name}")
-            service.stop()
-        assert ("may read and write all volumes" in caplog.text) is warned
+async def test_an_export_that_is_held_is_waited_for() -> None:
+    pool = FakeServedPool()
+    exports = PoolExports(pool)
+    opened: list[str] = []
+
+    async def open_export(name: str) -> None:
+        await (await exports.open(name)).close()
+        opened.append(name)
+
+    async with trio.open_nursery() as nursery:
+        with exports.holding(lambda name: name == "root"), exports.holding(lambda name: False):
+            nursery.start_soon(open_export, "root")
+            nursery.start_soon(open_export, "root@one")
+            await trio.testing.wait_all_tasks_blocked()
+            assert opened == ["root@one"]
+    assert opened == ["root@one", "root"]
 
 
 async def test_filling_is_warned_of_once_per_step(

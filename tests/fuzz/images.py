@@ -1,0 +1,152 @@
+"""Members with a pool on them, to be damaged: stopped cleanly, or as a power cut left them."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from blockdev.device import BlockDevice
+from blockdev.errors import DeviceError
+from blockdev.simulated import SimulatedDisk, SimulatedWorld
+from storage.pool import Pool
+from tests.crash.harness import MIB, Shape, live, new_world, opened
+from tests.crash.model import BLOCK, ZERO_BLOCK, History, State
+from tests.crash.workload import Workload, sessions
+
+ONE = Shape("one", 1, ("a",), 24 * MIB)
+TWO = Shape("two", 2, ("a", "b"), 24 * MIB)
+CHUNK_BYTES = 4096
+
+
+def stopped_world(shape: Shape, seed: int, actions: int = 30) -> tuple[SimulatedWorld, History]:
+    """A pool with volumes, snapshots and clones, cleanly stopped."""
+    world = new_world(shape, seed)
+    history = History()
+    assert not live(world, sessions(world, shape, Workload(history, seed), (actions, actions // 3)))
+    return world.reboot(), history
+
+
+def cut_world(shape: Shape, seed: int, actions: int = 30) -> tuple[SimulatedWorld, History]:
+    """The same, but its power was cut while it worked."""
+    world = new_world(shape, seed)
+    history = History()
+
+    async def body() -> None:
+        async with opened(world, shape) as pool:
+            await Workload(history, seed).run(pool, actions)
+            world.cut_power()
+
+    assert live(world, body)
+    return world.reboot(), history
+
+
+def overwrite(disk: SimulatedDisk, offset: int, data: bytes) -> None:
+    """Change what is on a disk, unnoticed, in any grain."""
+    for content in (disk._durable, disk._visible):
+        content.write(offset, data)
+
+
+def written(disk: SimulatedDisk) -> list[int]:
+    """Offset of every 4 KiB that holds anything."""
+    return [chunk * CHUNK_BYTES for chunk in sorted(disk._durable._chunks)]
+
+
+Past = dict[str, dict[int, set[bytes]]]
+
+
+def past(history: History) -> Past:
+    """By export, every content that each block ever had; blocks of zeroes always count."""
+    found: Past = {}
+    state: State = {}
+    for step in history.steps:
+        step.apply(state)
+        for export, blocks in exports(state).items():
+            known = found.setdefault(export, {})
+            for block, data in blocks.items():
+                known.setdefault(block, set()).add(data)
+    return found
+
+
+def present(history: History) -> Past:
+    """By export, the one content that each block has in the end."""
+    return {
+        export: {block: {data} for block, data in blocks.items()}
+        for export, blocks in exports(history.tip).items()
+    }
+
+
+def exports(state: State) -> dict[str, dict[int, bytes]]:
+    found = {}
+    for name, model in state.items():
+        found[name] = model.head.blocks
+        for snap, image in model.snapshots.items():
+            found[f"{name}@{snap}"] = image.blocks
+    return found
+
+
+@dataclass
+class Tally:
+    """What came of many damaged images."""
+
+    unopened: int = 0
+    right: int = 0
+    refused: int = 0
+    messages: set[str] = field(default_factory=set)
+
+
+async def read_every_block(
+    pool: Pool, known: Past, tally: Tally, *, zeroes: bool
+) -> None:  # fmt: skip
+    """Read all exports; each block is one of those known, or an error. With `zeroes`, a block of
+    zeroes is right everywhere, as what was written there may not have been yet."""
+    names = [volume.name for volume in pool.volumes()]
+    names += [f"{snap.volume}@{snap.name}" for snap in pool.snapshots()]
+    for name in names:
+        device = pool.open_export(name)
+        for block in range(device.size_bytes // BLOCK):
+            data = await _read(device, block, tally)
+            if data is None:
+                continue
+            wanted = known.get(name, {}).get(block, {ZERO_BLOCK})
+            good = data in wanted or (zeroes and data == ZERO_BLOCK)
+            assert good, f"{name}[{block}] reads wrong: {data[:16].hex()}"
+            tally.right += 1
+        await device.close()
+
+
+async def _read(device: BlockDevice, block: int, tally: Tally) -> bytes | None:
+    try:
+        return bytes(await device.read(block * BLOCK, BLOCK))
+    except DeviceError as error:
+        tally.refused += 1
+        tally.messages.add(str(error).split(":")[0])
+        return None
+
+
+@contextmanager
+def replaced(owner: object, name: str, value: Callable[..., object]) -> Iterator[None]:
+    """An attribute is something else for a while."""
+    honest = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, honest)
+
+
+def any_damage(rng: random.Random, disk: SimulatedDisk) -> None:
+    """One place of what is written turns into something else."""
+    places = written(disk)
+    at = rng.choice(places) + rng.randrange(CHUNK_BYTES)
+    length = min(rng.choice([1, 1, 8, 512, 4096, 20_000]), disk.size_bytes - at)
+    kind = rng.randrange(4)
+    if kind == 0:
+        byte = disk._durable.read(at, 1)[0]
+        data = bytes([byte ^ 1 << rng.randrange(8)])
+    elif kind == 1:
+        data = rng.randbytes(length)
+    elif kind == 2:
+        data = bytes(length)
+    else:
+        data = disk._durable.read(min(rng.choice(places), disk.size_bytes - length), length)
+    overwrite(disk, at, data)

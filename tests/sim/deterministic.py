@@ -1,0 +1,114 @@
+"""Runs trio so that one seed gives one run, bit for bit, in any process.
+
+What that takes, and where each comes from:
+
+    order of tasks     trio shuffles what can run with `trio._core._run._r`; it is seeded for each
+                       run, and `_ALLOW_DETERMINISTIC_SCHEDULING` makes trio sort the batch by age
+                       first, as tasks come out of sets in the order of their addresses
+    time               a MockClock that jumps when all wait; the wall clock stands still
+    threads            none: `storage.environment.in_line`
+    randomness         `random.Random` of the seed for disks, engine and workload each
+    hashes of strings  nothing may go through a set of strings; a test runs another PYTHONHASHSEED
+    garbage            collected between runs only, so that nothing is finalized at a whim
+"""
+
+import gc
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+import trio
+import trio.testing
+
+from blockdev.errors import DeviceError
+from blockdev.power import PowerCut
+from storage import superblock
+from storage.environment import Environment, in_line
+
+HANGS_AFTER_S = 10_000.0
+"""Of the mock clock, which jumps when all tasks wait: reached only by waiting for ever."""
+
+
+class Hang(AssertionError):
+    """Everything waits, and nothing will end it."""
+
+
+def environment(seed: object) -> Environment:
+    """No threads, a clock that stands still, seeded randomness."""
+    noise = random.Random(f"environment {seed}")
+    return Environment(
+        offload=in_line,
+        wall_clock=lambda: datetime(2030, 1, 1, tzinfo=UTC),
+        random_bytes=noise.randbytes,
+    )
+
+
+def run(seed: object, body: Callable[[], Awaitable[object]]) -> bool:
+    """Run `body`; True when it ended in a power cut. Whatever else goes wrong is raised bare.
+
+    Raises:
+        Hang: it waits for ever.
+    """
+    scheduler = trio._core._run
+    scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
+    scheduler._r.seed(f"scheduler {seed}")
+    failure: BaseException | None = None
+    was_cut = False
+
+    async def bounded() -> None:
+        with trio.fail_after(HANGS_AFTER_S):
+            await body()
+
+    try:
+        trio.run(bounded, clock=trio.testing.MockClock(autojump_threshold=0))
+    except* PowerCut:
+        was_cut = True
+    except* Exception as group:
+        failure = _innermost(group)
+    if isinstance(failure, trio.TooSlowError):
+        raise Hang("something waits for ever") from failure
+    if failure is not None:
+        raise failure
+    return was_cut
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """One error may reach several tasks at once; assertions come before what they caused."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    leaves = [_innermost(each) for each in error.exceptions]
+    return next((e for e in leaves if not isinstance(e, DeviceError)), leaves[0])
+
+
+@contextmanager
+def quiet_and_quick() -> Iterator[None]:
+    """Around many runs: no log, no garbage collection at a whim, superblocks decoded once.
+
+    Decoding is a pure function of bytes, and each opening reads the same 27 superblocks of three
+    members three times over: a third of its time.
+    """
+    log = logging.getLogger("cenote.storage")
+    level, decode, collects = log.level, superblock.decode, gc.isenabled()
+    known: dict[bytes, superblock.Superblock | None] = {}
+
+    def decode_once(data: bytes) -> superblock.Superblock | None:
+        if data[:8] != superblock.MAGIC:
+            return decode(data)
+        if data not in known:
+            if len(known) > 500:
+                known.clear()
+            known[data] = decode(data)
+        return known[data]
+
+    log.setLevel(logging.CRITICAL + 1)
+    superblock.decode = decode_once  # type: ignore[assignment]
+    gc.disable()
+    try:
+        yield
+    finally:
+        superblock.decode = decode
+        log.setLevel(level)
+        if collects:
+            gc.enable()

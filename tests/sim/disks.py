@@ -1,0 +1,149 @@
+"""Simulated disks that can be photographed while they work, and that fail in more ways.
+
+A photo holds what is durable and what is not, of all disks, at one operation. Any number of
+worlds can be booted from it, so one run of a workload is a crash at every operation of it.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import trio
+from xxhash import xxh3_64_intdigest
+
+from blockdev.power import SECTOR_BYTES, CachedWrite, SimulatedWorld, survivors
+from blockdev.simulated import SimulatedDisk
+from blockdev.sparse import SparseBytes
+from storage.superblock import DATA_START_BYTES
+
+NOTHING_PLANNED = 1 << 62
+KINDS = {"read": 1, "write": 2, "trim": 3, "flush": 4, "allocate": 5}
+
+
+@dataclass(frozen=True)
+class DiskPhoto:
+    """One disk at one operation."""
+
+    size_bytes: int
+    physical_bytes: int
+    garbles: bool
+    try_reads: bool
+    durable: SparseBytes
+    unflushed: tuple[CachedWrite, ...]
+
+
+@dataclass(frozen=True)
+class Photo:
+    """All disks of a world at one operation."""
+
+    disks: tuple[DiskPhoto, ...]
+    operations: int
+
+
+class SimWorld(SimulatedWorld):
+    """A world whose operations are counted, hashed, and watched.
+
+    `watch` is called before the operation number `watch_at` takes effect; it may take photos, plant
+    faults, and set `watch_at` anew. Reads are not counted.
+    """
+
+    def __init__(self, seed: int, *, traced: bool = False) -> None:
+        super().__init__(seed, count_reads=False, checkpoints=True)
+        self.hashed = 0
+        """Hash of every operation so far and its result, with `traced`."""
+        self.is_traced = traced
+        self.watch_at = NOTHING_PLANNED
+        self.watch: Callable[[], None] = lambda: None
+        self.pauses_reads = True
+
+    def count(self, *, read: bool = False) -> bool:
+        cut = super().count(read=read)
+        if not read and self.operations >= self.watch_at and not cut:
+            self.watch()
+        return cut
+
+    def photo(self) -> Photo:
+        """All disks as they are now; what is in flight counts as not flushed."""
+        return Photo(
+            tuple(disk.photo() for disk in self.disks if isinstance(disk, SimDisk)),
+            self.operations,
+        )
+
+    def note(self, *facts: int) -> None:
+        """Add to the hash."""
+        words = b"".join(fact.to_bytes(8, "little") for fact in (self.hashed, *facts))
+        self.hashed = xxh3_64_intdigest(words)
+
+
+class SimDisk(SimulatedDisk):
+    """A disk of a SimWorld."""
+
+    world: SimWorld
+
+    def __init__(
+        self, world: SimWorld, size_bytes: int, *, physical_bytes: int = 4096,
+        garbles: bool = False, try_reads: bool = False, content: SparseBytes | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            world, size_bytes, physical_bytes=physical_bytes, garbles=garbles,
+            try_reads=try_reads, content=content,
+        )  # fmt: skip
+        self.slow_s = 0.0
+        """Operations take up to so long."""
+        self.misdirected = 0
+        """So many of the next writes behind the superblocks go to a wrong place."""
+
+    def photo(self) -> DiskPhoto:
+        return DiskPhoto(
+            self.size_bytes, self.physical_bytes, self.garbles, self.try_reads,
+            self._durable.copy(), (*self._cache, *self._in_flight.values()),
+        )  # fmt: skip
+
+    async def read(self, offset: int, length: int) -> bytes:
+        self._enter(offset, length)
+        if self.world.pauses_reads:
+            await self._pause()
+        return self._read(offset, length)
+
+    async def _pause(self) -> None:
+        if self.slow_s:
+            await trio.sleep(self.world.coin.random() * self.slow_s)
+        await super()._pause()
+
+    def _keep(self, write: CachedWrite) -> None:
+        if self.misdirected and write.offset >= DATA_START_BYTES:
+            self.misdirected -= 1
+            sectors = (self.size_bytes - DATA_START_BYTES - write.length) // SECTOR_BYTES
+            place = DATA_START_BYTES + self.world.coin.randrange(sectors) * SECTOR_BYTES
+            write = replace(write, offset=place // 4096 * 4096)
+        super()._keep(write)
+
+    def _read(self, offset: int, length: int) -> bytes:
+        data = super()._read(offset, length)
+        if self.world.is_traced:
+            self.world.note(self._index, 0, offset, length, xxh3_64_intdigest(data))
+        return data
+
+    def _note(self, kind: str, offset: int, length: int, data: bytes | None) -> None:
+        if self.world.is_traced and kind != "read":
+            digest = xxh3_64_intdigest(data) if data else 0
+            self.world.note(self._index, KINDS[kind], offset, length, digest)
+
+    def written_chunks(self) -> list[int]:
+        """Every 4 KiB chunk that holds anything, ascending."""
+        return sorted(self._visible._chunks)
+
+
+def boot(photo: Photo, seed: int, *, traced: bool = False) -> SimWorld:
+    """The world after a power cut at a photo; the seed throws the coins."""
+    coin = random.Random(f"boot {seed}")
+    world = SimWorld(seed, traced=traced)
+    for taken in photo.disks:
+        disk = SimDisk(
+            world, taken.size_bytes, physical_bytes=taken.physical_bytes, garbles=taken.garbles,
+            try_reads=taken.try_reads, content=taken.durable.copy(),
+        )  # fmt: skip
+        garbled_bytes = taken.physical_bytes if taken.garbles else 0
+        disk._persist(survivors(coin, list(taken.unflushed), garbled_bytes=garbled_bytes))
+        disk._visible = disk._durable.copy()
+    return world

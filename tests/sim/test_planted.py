@@ -1,0 +1,168 @@
+"""The simulation is worth something only if it turns red: plant a bug, expect a violation.
+
+Method of all: replace one function of the engine by a version with a bug that storage engines have
+had, and run seeds until one objects. Without one they find nothing: see `test_simulation`. More
+are in `tests/crash/test_planted_bugs.py` (skipped flushes, reused tails, unchecked payloads,
+unequal copies, early answers, forgotten jumps), `test_faults.py` (a retried flush) and
+`test_corruption.py` (an uncompared checksum) there, and `test_cache_lost.py`.
+"""
+
+from collections.abc import Collection
+from uuid import UUID
+
+import pytest
+
+from storage import gather
+from storage.buffer import WriteBuffer
+from storage.checkpoint import Checkpointer
+from storage.encode import PlacedCommit
+from storage.log import FLUSH_BYTES, Log, Written
+from storage.member import Member
+from storage.merged import Merged
+from storage.page import PendingPage, Step
+from storage.resync import Resync
+from storage.segments import Segment, SegmentTable
+from storage.staging import Frozen
+from storage.superblock import Superblock
+from tests.sim.actions import WEIGHTS
+from tests.sim.plan import make_plan
+from tests.sim.run import guarded
+
+SEEDS = range(1, 60)
+OURS = ("crashed: TypeError", "crashed: AttributeError", "crashed: NameError")
+"""What a mistake in a planted bug looks like. Other crashes come of it: counts below zero."""
+Patch = pytest.MonkeyPatch
+
+
+def finds_it(shape: str | None = None) -> str:
+    """Run seeds until one objects; returns what it says."""
+    for seed in SEEDS:
+        outcome = guarded(make_plan(seed, WEIGHTS, shape=shape))
+        if outcome.violation:
+            assert not outcome.violation.startswith(OURS), outcome.violation
+            print(f"seed {seed}: {outcome.violation}")
+            return outcome.violation
+    raise AssertionError(f"not found in {len(SEEDS)} seeds")
+
+
+def test_an_answer_before_earlier_commits_are_durable_is_found(monkeypatch: Patch) -> None:
+    """Goal: a commit that is durable by itself (FUA) does not answer for those before it (R4)."""
+
+    async def wrong(self: Log) -> None:
+        while self.intake.queue:
+            buffer = self.intake.queue[0]
+            encoded = await self._encoded(buffer)
+            fua = buffer.wanted and len(self.intake.queue) == 1
+            placed = await self._append(encoded, fua=fua)
+            self.intake.queue.popleft()
+            self._space.written(buffer, placed.header.total_bytes)
+            self._retain(placed, buffer)
+            if fua:
+                self._losses.clear()
+                self._settle()
+            elif self._retained_bytes >= FLUSH_BYTES:
+                break
+        if self._must_flush():
+            await self._make_durable()
+
+    monkeypatch.setattr(Log, "_drain", wrong)
+    finds_it()
+
+
+def test_a_slot_that_is_used_again_too_early_is_found(monkeypatch: Patch) -> None:
+    """Goal: what the newest checkpoint on disk still names is not overwritten (R10)."""
+    early: set[tuple[int, int]] = set()
+    right, forget = Checkpointer._dead_segments, SegmentTable.forget
+
+    def wrong(self: Checkpointer, frozen: Frozen) -> list[Segment]:
+        dead = right(self, frozen)
+        for segment in dead:
+            if (id(self._table), segment.number) not in early:
+                early.add((id(self._table), segment.number))
+                self._table.give_back(segment.copies)
+        return dead
+
+    def forgets(self: SegmentTable, segment: Segment) -> None:
+        if (id(self), segment.number) in early:
+            del self._segments[segment.number]
+            self.live_bytes -= segment.live_bytes
+        else:
+            forget(self, segment)
+
+    monkeypatch.setattr(Checkpointer, "_dead_segments", wrong)
+    monkeypatch.setattr(SegmentTable, "forget", forgets)
+    finds_it()
+
+
+def test_an_unconditional_move_is_found(monkeypatch: Patch) -> None:
+    """Goal: a move of the cleaner loses to anything newer (R11)."""
+    right = PendingPage.steps
+
+    def wrong(self: PendingPage) -> list[Step]:
+        return [step._replace(old=None) for step in right(self)]
+
+    monkeypatch.setattr(PendingPage, "steps", wrong)
+    finds_it()
+
+
+def test_an_inherited_entry_that_is_taken_off_the_counts_is_found(monkeypatch: Patch) -> None:
+    """Goal: overwriting what a layer inherits gives nothing of its parent back (R6)."""
+    right = Frozen.resolve
+
+    def wrong(
+        self: Frozen, layer: int, merged: Merged, pending: PendingPage, *, rootless: bool
+    ) -> bool:
+        entries, own = merged.entries.copy(), merged.own.copy()
+        changed = right(self, layer, merged, pending, rootless=rootless)
+        self.release(entries[merged.own & ~own])
+        return changed
+
+    monkeypatch.setattr(Frozen, "resolve", wrong)
+    finds_it()
+
+
+def test_a_checkpoint_of_what_is_in_memory_only_is_found(monkeypatch: Patch) -> None:
+    """Goal: map and catalogue take only what is durable, so no checkpoint persists more (R7)."""
+    retain, settle = Log._retain, Log._settle
+
+    def early(self: Log, placed: PlacedCommit, buffer: WriteBuffer | None) -> None:
+        retain(self, placed, buffer)
+        self._on_durable(self._retained[-1])
+
+    def late(self: Log) -> None:
+        on_durable, self._on_durable = self._on_durable, _nothing
+        settle(self)
+        self._on_durable = on_durable
+
+    monkeypatch.setattr(Log, "_retain", early)
+    monkeypatch.setattr(Log, "_settle", late)
+    finds_it()
+
+
+def _nothing(written: Written) -> None:
+    """The map has it."""
+
+
+def test_a_returning_member_that_is_believed_is_found(monkeypatch: Patch) -> None:
+    """Goal: a member gets what it missed before it counts again (R5)."""
+
+    async def nothing(
+        self: Resync, segment: Segment, source: tuple[Member, int], member: Member, slot: int
+    ) -> None:
+        return
+
+    monkeypatch.setattr(Resync, "_copy", nothing)
+    finds_it("two")
+
+
+def test_a_stale_member_that_is_believed_alone_is_found(monkeypatch: Patch) -> None:
+    """Goal: a pool does not open on members that do not know the others to be stale (R5)."""
+    right = gather.attach
+
+    def wrong(
+        newest: Superblock, found: gather.Offered, without: Collection[UUID]
+    ) -> list[Member | None]:
+        return right(newest, found, [row.uuid for row in newest.members])
+
+    monkeypatch.setattr(gather, "attach", wrong)
+    assert "opened without members it counts on" in finds_it("two")

@@ -226,7 +226,7 @@ class StampedClient:
         step = READ_BYTES // BLOCK_BYTES
         for first in range(0, self.model.blocks, step):
             count = min(step, self.model.blocks - first)
-            data = self._read(first, count)
+            data = self.read(first, count)
             for i in range(count):
                 part = data[i * BLOCK_BYTES : (i + 1) * BLOCK_BYTES]
                 problem = self.model.settle(first + i, part)
@@ -234,7 +234,8 @@ class StampedClient:
                     wrong.append(f"block {first + i}: {problem}")
         return wrong
 
-    def _read(self, first: int, count: int) -> bytes:
+    def read(self, first: int, count: int) -> bytes:
+        """Blocks as they are."""
         length = count * BLOCK_BYTES
         request = _REQUEST.pack(_REQUEST_MAGIC, 0, _READ, 1, first * BLOCK_BYTES, length)
         self._socket.sendall(request)

@@ -120,15 +120,16 @@ def test_clients_are_counted_and_protect_their_volume(daemon: Daemon) -> None:
     ) as client:
         assert client.stdin is not None
         deadline = time.monotonic() + 20
-        while not (clients := daemon.json("pool", "clients")):
+        while not (clients := daemon.json("client", "list")):
             assert time.monotonic() < deadline
         assert clients[0]["export"] == "root"
         assert daemon.json("volume", "list")[0]["clients"] == 1
         refused = daemon.run("volume", "delete", "root", "--yes")
         assert refused.code == 33, refused
+        assert f"in use by client {clients[0]['number']} (unix:pid={client.pid} uid=" in refused.err
         client.stdin.close()
         client.wait(20)
-    while daemon.json("pool", "clients"):
+    while daemon.json("client", "list"):
         assert time.monotonic() < deadline
     daemon.json("volume", "delete", "root", "--yes")
 
@@ -168,7 +169,7 @@ def test_a_signal_stops_it_while_clients_linger(home: Path, config: str, number:
             client.stdin.write(b"write -P 6 0 4M\n")
             client.stdin.flush()
             deadline = time.monotonic() + 20
-            while not any(one["written_bytes"] for one in daemon.json("pool", "clients")):
+            while not any(one["written_bytes"] for one in daemon.json("client", "list")):
                 assert time.monotonic() < deadline
             started = time.monotonic()
             daemon.process.send_signal(number)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.kill_soak import soak
 from tests.system.pool_daemon import PoolDaemon, pool_daemon, run
 from tests.system.stamps import Model, StampedClient
 
@@ -144,3 +145,15 @@ def _fio_verifies(daemon: PoolDaemon) -> None:
     assert job["error"] == 0
     assert job["write"]["io_bytes"] >= VOLUME_BYTES
     assert job["read"]["io_bytes"] >= VOLUME_BYTES
+
+
+@pytest.mark.parametrize("kills", [6, pytest.param(500, marks=pytest.mark.long)])
+def test_snapshots_and_clones_survive_kills_too(kills: int) -> None:
+    """Goal: as above, while snapshots and clones come and go and the cleaner is at work; what was
+    acknowledged of them is there, and never changes. Method: see `tests.system.kill_soak`.
+    """
+    run = soak(kills, seed=kills)
+    assert run.kills == kills
+    assert run.flushes > kills
+    assert run.changes > kills
+    assert run.looks

@@ -1,16 +1,21 @@
-"""Our NBD server over memory, side by side with nbdkit memory and qemu-nbd on a file.
+"""Our NBD server over memory, side by side with nbdkit memory and qemu-nbd.
 
-Drives each with fio's NBD engine over a Unix socket. Servers take turns within
-every repeat, so that a busy neighbour hits all alike. Prints one JSON line per
-server and workload; `ratio` is ours to the better of the others.
+Drives each with fio's NBD engine over a Unix socket, all with as many bytes of memory behind
+them that exist before the first request: a mapping of ours, nbdkit's memory plugin with all its
+threads and with fewer, and for qemu-nbd a raw file in a tmpfs. Servers take turns in short
+slices, each round in another order, so that a busy neighbour hits all alike. Servers that have
+no turn sleep.
 
-usage: python -m bench.nbd_frontend [--repeats N] [--seconds S] [--only WORD]
+Prints one JSON line per server and workload. Ours has also `ratio`, of its median to that of
+the best of the others, and `ratio_quartiles`, of the ratios to that one within each round:
+rounds in which somebody was disturbed show there.
+
+usage: python -m bench.nbd_frontend [--repeats N] [--seconds S] [--only WORD] [--peers all]
 """
 
 import argparse
 import json
 import os
-import platform
 import signal
 import statistics
 import subprocess
@@ -22,9 +27,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.machine import describe_machine
+
 ROOT = Path(__file__).parent.parent
 SIZE_BYTES = 256 << 20
 OURS = "cenote"
+MEMORY_FOLDER = "/dev/shm"
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,33 @@ WORKLOADS = [
     Workload("write", "1m", 8),
 ]
 
+NBDKIT = ["nbdkit", "--foreground", "--unix", "SOCKET"]
+QEMU = ["qemu-nbd", "--format=raw", "--persistent", "--shared=16", "--socket=SOCKET"]
+MEMORY = ["memory", str(SIZE_BYTES)]
+PEERS = {
+    "nbdkit-memory": [*NBDKIT, *MEMORY],
+    # Its sixteen threads hand each request to one another.
+    "nbdkit-memory-1-thread": [*NBDKIT, "--threads=1", *MEMORY],
+    "nbdkit-memory-2-threads": [*NBDKIT, "--threads=2", *MEMORY],
+    "qemu-nbd-raw": [*QEMU, "IMAGE"],
+}
+MORE_PEERS = {
+    # What else these can be told. None of it wins by more than the noise, which is why
+    # they are measured only when asked for.
+    "nbdkit-memory-malloc": [*NBDKIT, *MEMORY, "allocator=malloc"],
+    "nbdkit-memory-malloc-1-thread": [*NBDKIT, "--threads=1", *MEMORY, "allocator=malloc"],
+    "qemu-nbd-io_uring": [*QEMU, "--aio=io_uring", "IMAGE"],
+    "qemu-nbd-unsafe": [*QEMU, "--cache=unsafe", "IMAGE"],
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    process: int
+    uri: str
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -63,8 +98,11 @@ class Sample:
 
 
 @contextmanager
-def started(command: list[str], path: Path) -> Iterator[int]:
-    """Run a server until the block ends; yield its process once its socket exists."""
+def started(name: str, words: list[str], folder: Path) -> Iterator[Server]:
+    """Run a server until the block ends; yield it once its socket exists."""
+    path = folder / f"{name}.sock"
+    image = str(folder / "raw.img")
+    command = [w.replace("SOCKET", str(path)).replace("IMAGE", image) for w in words]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 10
@@ -72,121 +110,114 @@ def started(command: list[str], path: Path) -> Iterator[int]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"server did not start: command={command}")
             time.sleep(0.05)
-        yield process.pid
+        yield Server(process.pid, f"nbd+unix:///?socket={path}")
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait()
 
 
-def servers(folder: Path) -> dict[str, tuple[list[str], Path]]:
-    """Return each server's command and socket."""
-    image = folder / "raw.img"
-    image.write_bytes(b"\x5a" * SIZE_BYTES)
-    paths = {name: folder / f"{name}.sock" for name in (OURS, "nbdkit-memory", "qemu-nbd-raw")}
-    ours, nbdkit, qemu = paths.values()
-    commands = [
-        [sys.executable, "-m", "bench.nbd_target", str(ours), str(SIZE_BYTES)],
-        ["nbdkit", "--foreground", "--unix", str(nbdkit), "memory", str(SIZE_BYTES)],
-        [
-            "qemu-nbd", "--format=raw", "--persistent", "--shared=16", f"--socket={qemu}",
-            str(image),
-        ],
-    ]  # fmt: skip
-    return {
-        name: (command, path) for (name, path), command in zip(paths.items(), commands, strict=True)
-    }
-
-
 def cpu_s(process: int) -> float:
-    """Return what a process has used so far (proc(5): utime and stime of stat)."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Return what all threads of a process have used, those that ended included.
+
+    Source: clock_gettime(2), a process's CPU clock by its number; /proc counts only in 10 ms.
+    """
+    return time.clock_gettime(~process << 3 | 2)
 
 
-def measure(path: Path, process: int, workload: Workload, seconds: float, folder: Path) -> Sample:
+def measure(server: Server, workload: Workload, seconds: float, folder: Path) -> Sample:
     """Run fio once; nobody else's output mixes with its report."""
     report = folder / "fio.json"
-    cpu_before = cpu_s(process)
+    cpu_before = cpu_s(server.process)
     subprocess.run(
         [
-            "fio", "--name=bench", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={path}",
+            "fio", "--name=bench", "--ioengine=nbd", f"--uri={server.uri}",
             f"--rw={workload.rw}", f"--bs={workload.bs}", f"--iodepth={workload.depth}",
-            "--time_based", f"--runtime={seconds}", "--output-format=json", f"--output={report}",
+            "--time_based", f"--runtime={seconds * 1000:.0f}ms",
+            "--output-format=json", f"--output={report}",
         ],
         check=True, stdout=subprocess.DEVNULL, cwd=folder,
     )  # fmt: skip
     text = report.read_text()
     job = json.loads(text[text.index("{") :])["jobs"][0]
     side = job["read" if "read" in workload.rw else "write"]
-    cpu_us = (cpu_s(process) - cpu_before) * 1e6 / side["total_ios"]
+    cpu_us = (cpu_s(server.process) - cpu_before) * 1e6 / side["total_ios"]
     return Sample(side["iops"], side["clat_ns"]["percentile"]["99.000000"] / 1000, cpu_us)
 
 
-def fill(path: Path, folder: Path) -> None:
-    """Write the whole device once, so that nobody serves pages that do not exist."""
-    image = folder / "raw.img"
-    subprocess.run(["nbdcopy", str(image), f"nbd+unix:///?socket={path}"], check=True, cwd=folder)
+def compare(
+    servers: dict[str, Server], workload: Workload, options: argparse.Namespace, folder: Path
+) -> dict[str, list[Sample]]:
+    """Let the servers take turns; the first round only warms up."""
+    samples: dict[str, list[Sample]] = {name: [] for name in servers}
+    names = list(servers)
+    for turn in range(options.repeats + 1):
+        names.append(names.pop(0))
+        order = names if turn % 2 else names[::-1]
+        for name in order:
+            sample = measure(servers[name], workload, options.seconds, folder)
+            if turn:
+                samples[name].append(sample)
+    return samples
 
 
-def report(
-    workload: Workload, samples: dict[str, list[Sample]], arguments: dict[str, float]
-) -> None:
+def report(workload: Workload, samples: dict[str, list[Sample]], facts: dict[str, object]) -> None:
     """Print one line per server."""
     medians = {
         name: statistics.median(sample.iops for sample in runs) for name, runs in samples.items()
     }
-    best = max(iops for name, iops in medians.items() if name != OURS)
+    best = max((name for name in medians if name != OURS), key=medians.__getitem__)
     for name, runs in samples.items():
-        row = {
-            "bench": "nbd_frontend",
+        low, _, high = _quartiles([sample.iops for sample in runs])
+        row = facts | {
             "workload": workload.name,
             "server": name,
-            "commit": commit(),
-            "machine": f"{platform.machine()} {os.cpu_count()} cpus linux {platform.release()}",
-            **arguments,
-            "median_iops": round(medians[name]),
-            "min_iops": round(min(sample.iops for sample in runs)),
-            "max_iops": round(max(sample.iops for sample in runs)),
+            "load": round(os.getloadavg()[0], 1),
+            "iops": round(medians[name]),
+            "iops_quartiles": [round(low), round(high)],
             "p99_us": round(statistics.median(sample.p99_us for sample in runs), 1),
-            "cpu_us_per_request": round(statistics.median(sample.cpu_us for sample in runs), 2),
+            "cpu_us": round(statistics.median(sample.cpu_us for sample in runs), 2),
         }
         if name == OURS:
-            row["ratio"] = round(medians[name] / best, 2)
+            ratios = [a.iops / b.iops for a, b in zip(samples[OURS], samples[best], strict=True)]
+            low, _, high = _quartiles(ratios)
+            row |= {
+                "best_other": best,
+                "ratio": round(medians[name] / medians[best], 2),
+                "ratio_quartiles": [round(low, 2), round(high, 2)],
+            }
         print(json.dumps(row), flush=True)
 
 
-def commit() -> str:
-    """Return the commit measured, marked when our sources differ from it."""
-    command = ["git", "describe", "--always", "--abbrev=10"]
-    name = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "nbd", "blockdev"], cwd=ROOT)
-    return name.strip() + ("-dirty" if changed.returncode else "")
+def _quartiles(values: list[float]) -> list[float]:
+    return statistics.quantiles(values, n=4, method="inclusive")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each slice")
     parser.add_argument("--only", default="", help="workloads whose name contains this")
+    parser.add_argument("--peers", choices=["usual", "all"], default="usual")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+    facts = {"bench": "nbd_frontend"} | describe_machine()
+    facts |= {"repeats": options.repeats, "seconds": options.seconds}
+    with tempfile.TemporaryDirectory(dir=MEMORY_FOLDER) as name, ExitStack() as stack:
         folder = Path(name)
-        running = servers(folder)
-        processes = {
-            server: stack.enter_context(started(command, path))
-            for server, (command, path) in running.items()
+        image = folder / "raw.img"
+        image.write_bytes(b"\x5a" * SIZE_BYTES)
+        commands = {OURS: [sys.executable, "-m", "bench.nbd_target", "SOCKET", str(SIZE_BYTES)]}
+        commands |= PEERS | (MORE_PEERS if options.peers == "all" else {})
+        servers = {
+            server: stack.enter_context(started(server, words, folder))
+            for server, words in commands.items()
         }
-        fill(running["nbdkit-memory"][1], folder)
+        for server, running in servers.items():
+            # Memory that was never written does not exist yet.
+            if server.startswith("nbdkit"):
+                subprocess.run(["nbdcopy", image, running.uri], check=True, cwd=folder)
         for workload in WORKLOADS:
-            if options.only not in workload.name:
-                continue
-            samples: dict[str, list[Sample]] = {server: [] for server in running}
-            for _ in range(options.repeats):
-                for server, (_, path) in running.items():
-                    samples[server].append(
-                        measure(path, processes[server], workload, options.seconds, folder)
-                    )
-            report(workload, samples, {"repeats": options.repeats, "seconds": options.seconds})
+            if options.only in workload.name:
+                report(workload, compare(servers, workload, options, folder), facts)
 
 
 if __name__ == "__main__":

@@ -14,22 +14,30 @@ from blockdev.memory import MemoryDevice
 from nbd.listeners import listen_unix
 from nbd.server import Server
 
+FILL_BYTES = 1 << 20
+
+
+class KeptDevice(MemoryDevice):
+    """Memory that outlasts its connections, as that of the other servers does."""
+
+    async def close(self) -> None:
+        """Keep everything for the next connection."""
+
 
 class OneDevice:
-    """The default export is one memory device, new for every connection."""
+    """The default export is one memory device."""
 
     def __init__(self, size_bytes: int) -> None:
-        self._size_bytes = size_bytes
+        self._device = KeptDevice(size_bytes)
+        # Like the others, serve pages that exist.
+        for offset in range(0, size_bytes, FILL_BYTES):
+            self._device.try_write(offset, b"\x5a" * FILL_BYTES)
 
     def names(self) -> Sequence[str]:
         return [""]
 
     async def open(self, name: str) -> BlockDevice:
-        device = MemoryDevice(self._size_bytes)
-        # Like the others, serve pages that exist.
-        for offset in range(0, self._size_bytes, 1 << 20):
-            device.try_write(offset, b"\x5a" * (1 << 20))
-        return device
+        return self._device
 
 
 async def main() -> None:

@@ -135,7 +135,7 @@ class Harness:
         async with open_pool(offered, settings=NO_CHECKPOINTS) as pool:
             await pool.create_volume(VOLUME, self.mapped_bytes)
             for first in range(0, self.mapped_bytes // BLOCK_BYTES, BATCH_BLOCKS):
-                await _map_batch(pool, first)
+                await map_batch(pool, first)
                 await pool.checkpoint()
         device.settle()
         await device.close()
@@ -198,7 +198,7 @@ class Harness:
         await device.close()
 
 
-async def _map_batch(pool: Pool, first: int) -> None:
+async def map_batch(pool: Pool, first: int) -> None:
     """Map a run of blocks to raw extents at scattered places, as if a commit had been read."""
     (layer,) = pool.blockmap.layers
     per_segment = pool.table.segment_bytes // BLOCK_BYTES

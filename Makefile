@@ -21,7 +21,7 @@ run: $(RUN_READY)
 # The parallel tests first: they fail sooner. Real programs share ports, kernel
 # devices and the machine's speed, so those tests run one by one.
 test: check
-	$(PYTEST) -q -n 2 -m "not system and not long" $(ARGS)
+	$(PYTEST) -q -n 2 --dist worksteal -m "not system and not long" $(ARGS)
 	$(PYTEST) -q -m "system and not long" $(ARGS) || [ $$? -eq 5 ] # 5: there are none
 
 check: $(TEST_READY)
@@ -30,10 +30,10 @@ check: $(TEST_READY)
 	$(VENV)/bin/mypy
 
 unit: $(TEST_READY)
-	$(PYTEST) -q -n 2 -m "not system and not long" $(ARGS)
+	$(PYTEST) -q -n 2 --dist worksteal -m "not system and not long" $(ARGS)
 
 long: $(TEST_READY)
-	$(PYTEST) -q -n 2 -m long $(ARGS)
+	$(PYTEST) -q -n 2 --dist worksteal -m long $(ARGS)
 
 bench: $(TEST_READY)
 	$(VENV)/bin/python -m bench.run $(ARGS)

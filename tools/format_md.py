@@ -7,7 +7,18 @@ import inspect
 from pathlib import Path
 from types import ModuleType
 
-from storage import catalogue, commit, entry, member, meta, pageblob, root, superblock
+from storage import (
+    catalogue,
+    commit,
+    entry,
+    member,
+    meta,
+    pageblob,
+    resume,
+    root,
+    stream,
+    superblock,
+)
 
 HEAD = """\
 # On-disk format, version 1
@@ -23,11 +34,19 @@ replayed from; everything else is reached from there:
     superblock -> root -> catalogue            volumes, snapshots, layers
                        -> segment table        number -> slots, live bytes
                        -> directory index -> directory chunks -> pages -> extents
+                       -> usage table          layer -> stored blocks and bytes
                        -> log position -> commit -> commit -> ... end
 
 All numbers that identify something (commits, segments, layers, epochs) only ever rise and are not
 reused. A reader refuses what it does not know: a newer version, an unknown incompatible feature,
 a record that may not be skipped (R19).
+
+Snapshots travel between pools as streams, whose format is in the last two sections and has a
+version of its own.
+
+Version 1 is not final before the first release: until then a pool made before a
+change to this page may be refused, with a clear error. So are pools from before checkpoints had
+a usage table.
 """
 
 SECTIONS: list[tuple[str, ModuleType]] = [
@@ -39,6 +58,8 @@ SECTIONS: list[tuple[str, ModuleType]] = [
     ("Checkpoint root", root),
     ("Metadata segments", meta),
     ("Map page and directory", pageblob),
+    ("Stream of a snapshot", stream),
+    ("Resume token", resume),
 ]
 
 

@@ -10,11 +10,12 @@ PYTHON=${PYTHON:-python3}
 TEST_PACKAGES=(
     e2fsprogs       # mkfs.ext4, e2fsck
     fio             # load, verification, benchmarks
-    libnbd-bin      # nbdinfo, nbdcopy
+    libnbd-bin      # nbdinfo, nbdcopy, nbdfuse
     nbd-client      # the kernel's client
     nbdkit          # a server to be a client of
     python3-libnbd  # nbdsh
     qemu-utils      # qemu-img, qemu-io, qemu-nbd
+    xfsprogs        # mkfs.xfs, xfs_repair
 )
 
 main() {

@@ -23,17 +23,25 @@ if TYPE_CHECKING:
 
 
 class LayerBuffer:
-    """What one buffer holds of one layer."""
+    """What one buffer holds of one layer; `view` is the memory of the whole buffer.
 
-    __slots__ = ("buffer", "index", "zeroes")
+    It does not refer to its buffer: in a cycle, 4 MiB would wait for the garbage collector.
+    """
 
-    def __init__(self, buffer: "WriteBuffer"):
-        self.buffer = buffer
+    __slots__ = ("index", "view", "zeroes")
+
+    def __init__(self, view: memoryview):
+        self.view = view
         self.index: dict[int, int] = {}
         """Block number to place in the buffer, in blocks."""
         self.zeroes: list[tuple[int, int]] = []
         """[first, end) ranges that read zero unless the index has the block: a range comes
         before every block of the index that lies in it."""
+
+    def block(self, place: int) -> memoryview:
+        """The memory of one block."""
+        start = place * BLOCK_BYTES
+        return self.view[start : start + BLOCK_BYTES]
 
     def covers_with_zero(self, block: int) -> bool:
         """Whether a zero range of this buffer holds the block."""
@@ -109,7 +117,7 @@ class WriteBuffer:
         """This buffer's part of a layer, made at first use."""
         part = self.layers.get(number)
         if part is None:
-            part = self.layers[number] = LayerBuffer(self)
+            part = self.layers[number] = LayerBuffer(self.view)
         return part
 
     def put(self, part: LayerBuffer, block: int, count: int, data: Buffer) -> bool:
@@ -138,8 +146,3 @@ class WriteBuffer:
         self.view[start : start + count * BLOCK_BYTES] = memoryview(data)
         index.update(zip(range(block, block + count), range(place, place + count), strict=True))
         return True
-
-    def block(self, place: int) -> memoryview:
-        """The memory of one block."""
-        start = place * BLOCK_BYTES
-        return self.view[start : start + BLOCK_BYTES]

@@ -88,7 +88,7 @@ class Encoder:
         out = EncodedLayer(number)
         self.layers.append(out)
         out.zeroes.extend(part.zeroes)
-        block_at = part.buffer.block
+        block_at = part.block
         run: list[memoryview] = []
         run_start = -1
         for block, place in sorted(part.index.items()):

@@ -306,7 +306,7 @@ def _in_overlays(overlays: "list[LayerBuffer] | tuple[()]", block: int) -> memor
         place = part.index.get(block)
         if place is not None:
             # Copied: the block may be written again while a sender still looks at this.
-            return memoryview(bytes(part.buffer.block(place)))
+            return memoryview(bytes(part.block(place)))
         if part.zeroes and part.covers_with_zero(block):
             return memoryview(b"")
     return None

@@ -7,6 +7,7 @@ unequal copies, early answers, forgotten jumps), `test_faults.py` (a retried flu
 `test_corruption.py` (an uncompared checksum) there, and `test_cache_lost.py`.
 """
 
+import dataclasses
 from collections.abc import Collection
 from uuid import UUID
 
@@ -15,11 +16,13 @@ import pytest
 from storage import gather
 from storage.buffer import WriteBuffer
 from storage.checkpoint import Checkpointer
+from storage.commit import Records
 from storage.encode import PlacedCommit
 from storage.log import FLUSH_BYTES, Log, Written
 from storage.member import Member
 from storage.merged import Merged
 from storage.page import PendingPage, Step
+from storage.pool import Pool
 from storage.resync import Resync
 from storage.segments import Segment, SegmentTable
 from storage.staging import Frozen
@@ -141,6 +144,31 @@ def test_a_checkpoint_of_what_is_in_memory_only_is_found(monkeypatch: Patch) -> 
 
 def _nothing(written: Written) -> None:
     """The map has it."""
+
+
+def test_a_map_of_what_is_in_memory_only_is_found(monkeypatch: Patch) -> None:
+    """Goal: as above, of the map alone: the catalogue takes only what is durable."""
+    retain, on_durable = Log._retain, Pool._on_durable
+    early: set[int] = set()
+
+    def retains(self: Log, placed: PlacedCommit, buffer: WriteBuffer | None) -> None:
+        retain(self, placed, buffer)
+        written = self._retained[-1]
+        if not written.records.operations:
+            pool = self._on_durable.__self__  # type: ignore[attr-defined]
+            pool.blockmap.apply(written.records)
+            early.add(id(written.records))
+
+    def durable(self: Pool, written: Written) -> None:
+        if id(written.records) in early:
+            early.remove(id(written.records))
+            placed = written.records.placed
+            written = dataclasses.replace(written, records=Records(placed=placed))
+        on_durable(self, written)
+
+    monkeypatch.setattr(Log, "_retain", retains)
+    monkeypatch.setattr(Pool, "_on_durable", durable)
+    finds_it()
 
 
 def test_a_returning_member_that_is_believed_is_found(monkeypatch: Patch) -> None:

@@ -37,9 +37,9 @@ class Role(IntEnum):
     LOG = 0
     """Commits: what clients wrote."""
     MOVED = 1
-    """Blocks that the cleaner found alive once."""
+    """Blocks that the cleaner moved, and that are written often."""
     SETTLED = 2
-    """Blocks that it found alive more than once."""
+    """Blocks that it moved, and that are not."""
     META = 3
 
 

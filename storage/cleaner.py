@@ -22,7 +22,7 @@ import numpy as np
 import trio
 
 from blockdev.errors import DeviceError, NoSpaceError
-from storage.entry import CHECK_SHIFT, unpack
+from storage.entry import BLOCK_SHIFT, CHECK_SHIFT, unpack
 from storage.environment import Environment
 from storage.heat import Heat
 from storage.mover import MoveFailedError, Mover
@@ -64,11 +64,13 @@ class Cleaner:
 
     def __init__(
         self, env: Environment, table: SegmentTable, store: Store, roster: Roster,
-        space: SpaceBudget, mover: Mover, living: Living, heat: Heat,
+        space: SpaceBudget, mover: Mover, living: Living,
     ):  # fmt: skip
         self.stats = CleanerStats()
         self.on_gain: Callable[[int], None] = lambda gain_bytes: None
         """Told how much space a window of a victim nets."""
+        self.heat = Heat(table.total_segments() * table.segment_bytes >> BLOCK_SHIFT)
+        """To be told of what clients write."""
         self._env = env
         self._table = table
         self._store = store
@@ -76,7 +78,6 @@ class Cleaner:
         self._space = space
         self._mover = mover
         self._living = living
-        self._heat = heat
         self.emptied: dict[int, int] = {}
         """Victims whose moves are durable, and since which commit; a checkpoint frees them."""
         self._tries: dict[int, int] = {}
@@ -187,7 +188,7 @@ class Cleaner:
         for layer, group in itertools.groupby(parcels, lambda parcel: parcel.layer):
             some = list(group)
             blocks = np.array([parcel.block for parcel in some], dtype=np.uint64)
-            for parcel, hot in zip(some, self._heat.is_hot(layer, blocks).tolist(), strict=True):
+            for parcel, hot in zip(some, self.heat.is_hot(layer, blocks).tolist(), strict=True):
                 role = Role.MOVED if hot else Role.SETTLED
                 self._waiting.setdefault(role, []).append(parcel)
         moved_bytes = sum(len(parcel.stored) for parcel in parcels)

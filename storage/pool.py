@@ -26,12 +26,10 @@ from storage.checkpoint import Checkpointer
 from storage.cleaner import Cleaner
 from storage.contexts import Contexts
 from storage.creation import create_pool
-from storage.entry import BLOCK_SHIFT
 from storage.environment import Environment
 from storage.errors import DamagedError
 from storage.flatten import Flattener
 from storage.growth import Growth
-from storage.heat import Heat
 from storage.info import PoolInfo, PoolSpace, VolumeSpace
 from storage.log import Log, Written
 from storage.member import MemberDevice, read_superblock
@@ -171,10 +169,7 @@ class Pool(Transfers):
             env, self.table, self.store, self.roster, self.blockmap, self._durable, living,
             self._checkpointer, lambda: self._log.durable.commit, self.checkpoint,
         )  # fmt: skip
-        self._heat = Heat(self.table.total_segments() * self.table.segment_bytes >> BLOCK_SHIFT)
-        self.cleaner = Cleaner(
-            env, self.table, self.store, self.roster, self.space, mover, living, self._heat
-        )
+        self.cleaner = Cleaner(env, self.table, self.store, self.roster, self.space, mover, living)
         self._reclaimer = Reclaimer(
             self.table, self.space, self.cleaner, self._checkpointer, self.checkpoint,
             lambda: self._log.durable.commit, lambda: self._log.intake.failure is None,
@@ -275,7 +270,7 @@ class Pool(Transfers):
         if written.buffer is not None:
             for number, part in written.buffer.layers.items():
                 self.blockmap.layers[number].overlays.remove(part)
-                self._heat.written(number, part.index)
+                self.cleaner.heat.written(number, part.index)
         if self._replay_cost() >= REPLAY_COST_MAX:
             self.space.paused = True
 

@@ -21,7 +21,7 @@ Format version 1. A piece is [word A, word B]; large parts are cut into pieces o
                          21     1  copies       u8
                          22     6  members      3 u16
                          28    12  slots        3 u32
-                         40     1  role         u8, 0 log, 1 moved and written often, 2 moved and not, 3 metadata
+                         40     1  role         u8, 0 log, 1 moved: hot, 2 moved: cold, 3 metadata
                          41     3  zero         zeros
                          44     8  last_commit  u64
                          52     4  zero         zeros

@@ -7,8 +7,9 @@ slices, each round in another order, so that a busy neighbour hits all alike. Se
 no turn sleep.
 
 Prints one JSON line per server and workload. Ours has also `ratio`, of its median to that of
-the best of the others, and `ratio_quartiles`, of the ratios to that one within each round:
-rounds in which somebody was disturbed show there.
+the better one of the others as they start, and `ratio_quartiles`, of the ratios to that one within
+each round: rounds in which somebody was disturbed show there. `tuned_ratio` is to the best of
+all, told how many threads this very load is best served by.
 
 usage: python -m bench.nbd_frontend [--repeats N] [--seconds S] [--only WORD] [--peers all]
 """
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +63,11 @@ WORKLOADS = [
 NBDKIT = ["nbdkit", "--foreground", "--unix", "SOCKET"]
 QEMU = ["qemu-nbd", "--format=raw", "--persistent", "--shared=16", "--socket=SOCKET"]
 MEMORY = ["memory", str(SIZE_BYTES)]
-PEERS = {
-    "nbdkit-memory": [*NBDKIT, *MEMORY],
+PLAIN = {"nbdkit-memory": [*NBDKIT, *MEMORY], "qemu-nbd-raw": [*QEMU, "IMAGE"]}
+TUNED = {
     # Its sixteen threads hand each request to one another.
     "nbdkit-memory-1-thread": [*NBDKIT, "--threads=1", *MEMORY],
     "nbdkit-memory-2-threads": [*NBDKIT, "--threads=2", *MEMORY],
-    "qemu-nbd-raw": [*QEMU, "IMAGE"],
 }
 MORE_PEERS = {
     # What else these can be told. None of it wins by more than the noise, which is why
@@ -165,7 +165,6 @@ def report(workload: Workload, samples: dict[str, list[Sample]], facts: dict[str
     medians = {
         name: statistics.median(sample.iops for sample in runs) for name, runs in samples.items()
     }
-    best = max((name for name in medians if name != OURS), key=medians.__getitem__)
     for name, runs in samples.items():
         low, _, high = _quartiles([sample.iops for sample in runs])
         row = facts | {
@@ -178,14 +177,24 @@ def report(workload: Workload, samples: dict[str, list[Sample]], facts: dict[str
             "cpu_us": round(statistics.median(sample.cpu_us for sample in runs), 2),
         }
         if name == OURS:
-            ratios = [a.iops / b.iops for a, b in zip(samples[OURS], samples[best], strict=True)]
-            low, _, high = _quartiles(ratios)
-            row |= {
-                "best_other": best,
-                "ratio": round(medians[name] / medians[best], 2),
-                "ratio_quartiles": [round(low, 2), round(high, 2)],
+            row |= _ratio(samples, medians, PLAIN) | {
+                f"tuned_{key}": value
+                for key, value in _ratio(samples, medians, medians.keys() - {OURS}).items()
             }
         print(json.dumps(row), flush=True)
+
+
+def _ratio(
+    samples: dict[str, list[Sample]], medians: dict[str, float], peers: Iterable[str]
+) -> dict[str, object]:
+    best = max(peers, key=medians.__getitem__)
+    ratios = [a.iops / b.iops for a, b in zip(samples[OURS], samples[best], strict=True)]
+    low, _, high = _quartiles(ratios)
+    return {
+        "best": best,
+        "ratio": round(medians[OURS] / medians[best], 2),
+        "ratio_quartiles": [round(low, 2), round(high, 2)],
+    }
 
 
 def _quartiles(values: list[float]) -> list[float]:
@@ -206,7 +215,7 @@ def main() -> None:
         image = folder / "raw.img"
         image.write_bytes(b"\x5a" * SIZE_BYTES)
         commands = {OURS: [sys.executable, "-m", "bench.nbd_target", "SOCKET", str(SIZE_BYTES)]}
-        commands |= PEERS | (MORE_PEERS if options.peers == "all" else {})
+        commands |= PLAIN | TUNED | (MORE_PEERS if options.peers == "all" else {})
         servers = {
             server: stack.enter_context(started(server, words, folder))
             for server, words in commands.items()

@@ -41,10 +41,6 @@ LIVE_MAX = 0.95
 ROUND_BYTES = 16 << 20
 """Moved at least, if there is as much, before moves are flushed and logged."""
 
-GATHER_BYTES = 4 << 20
-"""Of several victims, and both kinds together, put at once: each batch costs a header and its table
-a block, of which there are 65 alive of one kind in a victim of 1 MiB."""
-
 TRIES_MAX = 3
 """A segment that cannot be emptied so often is left alone until the pool is opened again."""
 
@@ -81,9 +77,6 @@ class Cleaner:
         self.emptied: dict[int, int] = {}
         """Victims whose moves are durable, and since which commit; a checkpoint frees them."""
         self._tries: dict[int, int] = {}
-        self._waiting: dict[Role, list[Parcel]] = {}
-        """What is alive in the victims of this round and is not stored yet."""
-        self._waiting_bytes = 0
         self._lock = trio.Lock()
 
     # -- when
@@ -143,28 +136,16 @@ class Cleaner:
     async def _empty_some(self, victims: list[Segment]) -> list[Segment]:
         """Store elsewhere what is alive in victims; returns those of which all of it is."""
         most = self._mover.bytes_written + ROUND_BYTES
-        emptied = done = 0
+        done = 0
         try:
             for victim in victims:
                 await self._empty(victim)
-                emptied += 1
-                if not self._waiting_bytes:
-                    done = emptied
+                done += 1
                 if self._mover.bytes_written >= most:
                     break
-            await self._put_waiting()
-            done = emptied
         except NoSpaceError as error:
             log.debug("cleaning pauses: %s", error)
-        finally:
-            self._waiting, self._waiting_bytes = {}, 0
         return victims[:done]
-
-    async def _put_waiting(self) -> None:
-        while self._waiting:
-            role, parcels = self._waiting.popitem()
-            await self._mover.put(parcels, role, self._space.cleaner_floor)
-        self._waiting_bytes = 0
 
     async def _empty(self, victim: Segment) -> None:
         pool_uuid = self._roster.superblock.pool_uuid
@@ -178,22 +159,26 @@ class Cleaner:
                 parcels, bad = await self._env.offload(partial(make_parcels, window, alive))
                 for each in bad:
                     parcels += await self._rescue(victim, each)
-                moved_bytes = self._wait(parcels)
-                self.on_gain(len(window.data) - moved_bytes)
-                if self._waiting_bytes >= GATHER_BYTES:
-                    await self._put_waiting()
+                before = self._mover.bytes_written
+                for role, some in self._by_role(parcels).items():
+                    await self._mover.put(some, role, self._space.cleaner_floor)
+                self.on_gain(len(window.data) - (self._mover.bytes_written - before))
 
-    def _wait(self, parcels: list[Parcel]) -> int:
-        """Add parcels to those of the kind of segment they go to; returns their bytes."""
+    def _by_role(self, parcels: list[Parcel]) -> dict[Role, list[Parcel]]:
+        """Parcels by the kind of segment they go to; those of one layer stay together.
+
+        They are put victim by victim. Gathered from several, batches would cost fewer headers,
+        but the room that is left could go to one half of each, and then no victim comes back.
+        """
+        if self._table.free_segments() <= self._space.cleaner_floor + 1:
+            return {self._mover.roomiest(): parcels}  # no room to begin one of each kind
+        found: dict[Role, list[Parcel]] = {}
         for layer, group in itertools.groupby(parcels, lambda parcel: parcel.layer):
             some = list(group)
             blocks = np.array([parcel.block for parcel in some], dtype=np.uint64)
             for parcel, hot in zip(some, self.heat.is_hot(layer, blocks).tolist(), strict=True):
-                role = Role.MOVED if hot else Role.SETTLED
-                self._waiting.setdefault(role, []).append(parcel)
-        moved_bytes = sum(len(parcel.stored) for parcel in parcels)
-        self._waiting_bytes += moved_bytes
-        return moved_bytes
+                found.setdefault(Role.MOVED if hot else Role.SETTLED, []).append(parcel)
+        return found
 
     async def _rescue(self, victim: Segment, bad: Bad) -> list[Parcel]:
         """Blocks whose first copy is bad, from another one, which also repairs it."""

@@ -73,6 +73,15 @@ class Mover:
         """Numbers of the segments that are being filled."""
         return {o.segment.number for o in self._outlets.values() if o.segment is not None}
 
+    def roomiest(self) -> Role:
+        """The role whose segment has most room left."""
+
+        def room(outlet: Outlet) -> int:
+            segment = outlet.segment
+            return 0 if segment is None else self._table.segment_bytes - segment.used_bytes
+
+        return max(self._outlets.values(), key=room).role
+
     async def put(self, parcels: list[Parcel], role: Role, slots_kept: int) -> None:
         """Store parcels; `finish` logs where they are. `slots_kept` segments are left free.
 

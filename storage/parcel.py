@@ -28,15 +28,12 @@ from storage.victim import Alive, Window
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """One extent on its way, with bytes of its own: the window it is from may go.
-
-    `olds` says where its blocks were: (blocks, word A, word B).
-    """
+    """One extent on its way. `olds` says where its blocks were: (blocks, word A, word B)."""
 
     layer: int
     block: int
     kind: int
-    stored: bytes
+    stored: bytes | memoryview
     blocks: int
     olds: tuple[tuple[int, int, int], ...]
 
@@ -79,7 +76,7 @@ def parcels_of(
     block, a, b = rows[0]
     in_one_page = block >> PAGE_SHIFT == rows[-1][0] >> PAGE_SHIFT
     if len(rows) == at.blocks and in_one_page:
-        return [Parcel(layer, block, at.kind, bytes(stored), at.blocks, ((at.blocks, a, b),))]
+        return [Parcel(layer, block, at.kind, stored, at.blocks, ((at.blocks, a, b),))]
     plain = memoryview(codec.expand(at.kind, stored, EXTENT_BLOCKS_MAX * BLOCK_BYTES))
     parcels = []
     for run in _runs(rows):
@@ -92,7 +89,7 @@ def parcels_of(
             continue
         for i, (block, _, _) in enumerate(run):
             piece = data[i << BLOCK_SHIFT : i + 1 << BLOCK_SHIFT]
-            parcels.append(Parcel(layer, block, RAW, bytes(piece), 1, (olds[i],)))
+            parcels.append(Parcel(layer, block, RAW, piece, 1, (olds[i],)))
     return parcels
 
 

@@ -67,3 +67,10 @@ class BusyError(DeviceError):
 
     errno = _errno.EBUSY
     exit_code = 18
+
+
+class TakenError(DeviceError):
+    """Another daemon holds the device by now; stop at once, and retry nothing."""
+
+    errno = _errno.ESTALE
+    exit_code = 19

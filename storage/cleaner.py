@@ -139,7 +139,8 @@ class Cleaner:
         done = 0
         try:
             for victim in victims:
-                await self._empty(victim)
+                # One at least has to come back, if need be with both kinds of blocks mixed.
+                await self._empty(victim, mixed=not done)
                 done += 1
                 if self._mover.bytes_written >= most:
                     break
@@ -147,7 +148,7 @@ class Cleaner:
             log.debug("cleaning pauses: %s", error)
         return victims[:done]
 
-    async def _empty(self, victim: Segment) -> None:
+    async def _empty(self, victim: Segment, *, mixed: bool) -> None:
         pool_uuid = self._roster.superblock.pool_uuid
         async with aclosing(windows(self._store, victim, pool_uuid)) as found:
             async for window in found:
@@ -161,7 +162,7 @@ class Cleaner:
                     parcels += await self._rescue(victim, each)
                 before = self._mover.bytes_written
                 for role, some in self._by_role(parcels).items():
-                    await self._mover.put(some, role, self._space.cleaner_floor)
+                    await self._mover.put(some, role, self._space.cleaner_floor, mixed=mixed)
                 self.on_gain(len(window.data) - (self._mover.bytes_written - before))
 
     def _by_role(self, parcels: list[Parcel]) -> dict[Role, list[Parcel]]:
@@ -170,8 +171,6 @@ class Cleaner:
         They are put victim by victim. Gathered from several, batches would cost fewer headers,
         but the room that is left could go to one half of each, and then no victim comes back.
         """
-        if self._table.free_segments() <= self._space.cleaner_floor + 1:
-            return {self._mover.roomiest(): parcels}  # no room to begin one of each kind
         found: dict[Role, list[Parcel]] = {}
         for layer, group in itertools.groupby(parcels, lambda parcel: parcel.layer):
             some = list(group)

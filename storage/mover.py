@@ -73,17 +73,12 @@ class Mover:
         """Numbers of the segments that are being filled."""
         return {o.segment.number for o in self._outlets.values() if o.segment is not None}
 
-    def roomiest(self) -> Role:
-        """The role whose segment has most room left."""
-
-        def room(outlet: Outlet) -> int:
-            segment = outlet.segment
-            return 0 if segment is None else self._table.segment_bytes - segment.used_bytes
-
-        return max(self._outlets.values(), key=room).role
-
-    async def put(self, parcels: list[Parcel], role: Role, slots_kept: int) -> None:
+    async def put(
+        self, parcels: list[Parcel], role: Role, slots_kept: int, *, mixed: bool = False
+    ) -> None:
         """Store parcels; `finish` logs where they are. `slots_kept` segments are left free.
+
+        Where no segment is left for their role, they may be `mixed` with those of the other.
 
         Raises:
             NoSpaceError: no segment is left for it.
@@ -91,7 +86,13 @@ class Mover:
         """
         outlet = self._outlets[role]
         while parcels:
-            segment = await self._room(outlet, slots_kept)
+            try:
+                segment = await self._room(outlet, slots_kept)
+            except NoSpaceError:
+                if not mixed:
+                    raise
+                [outlet] = [other for other in self._outlets.values() if other is not outlet]
+                segment = await self._room(outlet, slots_kept)
             room = self._table.segment_bytes - segment.used_bytes
             count = self._fitting(parcels, min(room, BATCH_BYTES))
             if not count:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import trio
 
-from blockdev.errors import DeviceError
+from blockdev.errors import DeviceError, TakenError
 from storage import superblock
 from storage.errors import FencedError, PoolError
 from storage.member import Member, read_superblock
@@ -52,7 +52,13 @@ class Roster:
         """Take a member out of sync in memory; `publish` makes it known.
 
         The last member in sync stays: there is nobody left to record it.
+
+        Raises:
+            FencedError: it did not fail, but refuses us for another daemon that took it. The
+                pool stops then: to call such a member stale would be a word against the other's.
         """
+        if isinstance(error, TakenError):
+            raise FencedError(f"another daemon took the pool: member={member.name}") from error
         if not member.in_sync or len(self.in_sync()) == 1:
             return
         log.error(
@@ -147,6 +153,9 @@ class Roster:
                 failures = await self._write_all([last], sb)
             if not failures:
                 return
+            for member, error in failures:
+                if isinstance(error, TakenError):
+                    self.fail(member, sb.durable_commit, error)
             if len(failures) == len(others):
                 # Written again whole, to the next place of the ring: no flush is retried.
                 attempts += 1

@@ -12,7 +12,7 @@ import numpy as np
 import trio
 from numpy.typing import NDArray
 
-from blockdev.errors import DeviceError, NoSpaceError
+from blockdev.errors import DeviceError, NoSpaceError, TakenError
 from storage import placement
 from storage.entry import SEGMENT_NUMBER_MAX
 from storage.errors import DamagedError
@@ -190,6 +190,9 @@ class SegmentTable:
                 member.full_below = True
                 self.give_back(copies)
                 continue
+            except TakenError:
+                self.give_back(copies)
+                raise
             except DeviceError as error:
                 self.give_back(copies)
                 raise MemberFailedError(member, error) from error

@@ -85,15 +85,17 @@ class Cleaner:
         """Counts are exact as of a commit: what was emptied by then is freed, or was not empty."""
         self.emptied = {n: since for n, since in self.emptied.items() if since > commit}
 
-    async def round(self, most: int = 1 << 30) -> bool:
+    async def round(self, most: int = 1 << 30, *, mixed: bool = False) -> bool:
         """Empty some segments, at most so many, the best first; False when there is none worth it.
+
+        Hot and cold blocks are `mixed` where else no segment would come back.
 
         Raises:
             DeviceError: the pool failed.
         """
         async with self._lock:
             try:
-                done = await self._empty_some(self.victims()[:most])
+                done = await self._empty_some(self.victims()[:most], mixed)
                 await self._mover.finish()
             except MoveFailedError as failed:
                 log.warning("%s", failed)
@@ -133,14 +135,13 @@ class Cleaner:
 
     # -- some of them
 
-    async def _empty_some(self, victims: list[Segment]) -> list[Segment]:
+    async def _empty_some(self, victims: list[Segment], mixed: bool) -> list[Segment]:
         """Store elsewhere what is alive in victims; returns those of which all of it is."""
         most = self._mover.bytes_written + ROUND_BYTES
         done = 0
         try:
             for victim in victims:
-                # One at least has to come back, if need be with both kinds of blocks mixed.
-                await self._empty(victim, mixed=not done)
+                await self._empty(victim, mixed and not done)
                 done += 1
                 if self._mover.bytes_written >= most:
                     break
@@ -148,7 +149,7 @@ class Cleaner:
             log.debug("cleaning pauses: %s", error)
         return victims[:done]
 
-    async def _empty(self, victim: Segment, *, mixed: bool) -> None:
+    async def _empty(self, victim: Segment, mixed: bool) -> None:
         pool_uuid = self._roster.superblock.pool_uuid
         async with aclosing(windows(self._store, victim, pool_uuid)) as found:
             async for window in found:

@@ -129,7 +129,7 @@ class Reclaimer:
         if lacking <= 0:
             self._cleaner.rest()
             return False
-        if await self._cleaner.round(most=2 * lacking):
+        if await self._cleaner.round(most=2 * lacking, mixed=not self._on_the_way):
             return True
         if self._on_the_way:
             await self._checkpoint()
@@ -145,6 +145,9 @@ class Reclaimer:
         return True
 
     # -- because somebody waits
+
+    async def _clean_batch(self) -> bool:
+        return await self._cleaner.round(most=self._batch(), mixed=not self._on_the_way)
 
     async def make_room(self) -> None:
         """Free space for somebody who waits.
@@ -165,7 +168,7 @@ class Reclaimer:
         enough = self._has_batch or self._table.free_segments() <= self._space.cleaner_floor
         if not (enough and self._on_the_way):
             # Not more than a checkpoint waits for: somebody does.
-            if not self._space.is_full and await self._cleaner.round(most=self._batch()):
+            if not self._space.is_full and await self._clean_batch():
                 return True
             if not self._on_the_way and self._exact_at == self._durable_commit():
                 return False

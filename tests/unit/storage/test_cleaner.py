@@ -59,7 +59,8 @@ async def test_with_room_for_one_more_segment_victims_are_emptied_still(
         monkeypatch.setattr(pool.cleaner, "victims", lambda: both_kinds)
         floor = pool.table.free_segments() - 1
         monkeypatch.setattr(SpaceBudget, "cleaner_floor", floor)
-        assert await pool.cleaner.round()
+        assert not await pool.cleaner.round()
+        assert await pool.cleaner.round(mixed=True)
         assert pool.cleaner.emptied
         await pool.checkpoint()
         await pool.checkpoint()

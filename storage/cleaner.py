@@ -38,6 +38,10 @@ log = logging.getLogger("cenote.storage")
 LIVE_MAX = 0.95
 """A segment that is fuller gives less than its record tables and paddings cost."""
 
+_WORTH = {Role.LOG: 1.2}
+"""Hot and cold blocks that are alive in the log are told apart when it is cleaned; simulated, this
+saves 0.01 bytes per byte of Zipf writes, and 1.4 would cost uniform ones 0.05."""
+
 ROUND_BYTES = 16 << 20
 """Moved at least, if there is as much, before moves are flushed and logged."""
 
@@ -120,7 +124,8 @@ class Cleaner:
             if not 0 < live < LIVE_MAX or not self._is_candidate(segment):
                 continue
             age = newest - segment.number
-            scored.append(((1 - live) * math.sqrt(age) / (1 + live), segment.number))
+            score = (1 - live) * math.sqrt(age) / (1 + live)
+            scored.append((score * _WORTH.get(segment.role, 1), segment.number))
         return [self._table[number] for _, number in sorted(scored, reverse=True)]
 
     def _is_candidate(self, segment: Segment) -> bool:

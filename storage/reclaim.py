@@ -23,8 +23,8 @@ LOOK_EVERY_S = 0.2
 """How often the background looks whether there is something to do."""
 
 BATCH_FRACTION = 8
-SOON_FRACTION = 3
-"""A third of the reserve is to be free soon, and checkpoints give back batches of an eighth: while
+SOON_FRACTION = 3.5
+"""So much of the reserve is to be free soon, and checkpoints give back batches of an eighth: while
 one is emptied, and the one before cools down, there is some left for writers until the checkpoint
 is done. With two batches of a sixth there was none, and writers waited for each."""
 
@@ -68,7 +68,7 @@ class Reclaimer:
     def _lacking(self) -> int:
         """How many more segments should be free soon. As late as can be: what dies meanwhile need
         not be moved."""
-        wanted = max(2, self._space.reserve_segments // SOON_FRACTION)
+        wanted = max(2, int(self._space.reserve_segments / SOON_FRACTION))
         return self._space.writer_floor + wanted - self._soon_free()
 
     def _batch(self) -> int:

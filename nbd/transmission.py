@@ -47,6 +47,7 @@ FILTER_CONTEXTS_MAX = 256
 
 _REQUEST = struct.Struct(">IHHQQI")
 _EXTENDED = struct.Struct(">IHHQQQ")
+_TYPE_AT = 7  # its low byte, in either form
 _WRITE = int(Command.WRITE)
 _PAYLOAD_LEN = int(CommandFlag.PAYLOAD_LEN)
 _MEMORY_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -83,6 +84,11 @@ class RequestParser:
         self._payload_bytes_max = payload_bytes_max
         self._memory = memory
         self._extended = extended
+        self._form, self._expected, self._flag_with_payload, self._kind_with_payload = (
+            (_EXTENDED, EXTENDED_REQUEST_MAGIC, _PAYLOAD_LEN, -1)
+            if extended
+            else (_REQUEST, REQUEST_MAGIC, 0, _WRITE)
+        )
         # Its pages exist only once something is received into them.
         self._buffer = memoryview(mmap.mmap(-1, RECEIVE_BYTES, flags=_MEMORY_FLAGS))
         self._buffer[: len(early)] = early
@@ -121,7 +127,20 @@ class RequestParser:
             self._large_filled += count
             return self._large_filled == len(self.large)
         self._end += count
-        return True
+        # To look for requests in a header alone, as most clients send it ahead of its payload,
+        # would cost a small write as much as to serve it.
+        return self._end - self._start != self._form.size or not self._is_payload_underway()
+
+    def _is_payload_underway(self) -> bool:
+        """Whether the header that is there is of a small write; anything else is for `requests`."""
+        if self._buffer[self._start + _TYPE_AT] != _WRITE or self._awaiting is not None:
+            return False
+        magic, flags, kind, _, _, length = self._form.unpack_from(self._buffer, self._start)
+        return (
+            magic == self._expected
+            and bool(kind == self._kind_with_payload or flags & self._flag_with_payload)
+            and 0 < length <= min(OWN_BUFFER_BYTES, self._payload_bytes_max)
+        )
 
     def requests(self) -> Iterator[Request]:
         """Yield whole requests until more must be received; those with payload leave it in
@@ -139,11 +158,8 @@ class RequestParser:
             yield request
             self._take_back()
         # A generator, for its local variables: calls and attributes cost more than parsing.
-        form, expected, flag_with_payload, kind_with_payload = (
-            (_EXTENDED, EXTENDED_REQUEST_MAGIC, _PAYLOAD_LEN, -1)
-            if self._extended
-            else (_REQUEST, REQUEST_MAGIC, 0, _WRITE)
-        )
+        form, expected = self._form, self._expected
+        flag_with_payload, kind_with_payload = self._flag_with_payload, self._kind_with_payload
         buffer, unpack_from, end, size = self._buffer, form.unpack_from, self._end, form.size
         start = self._start
         while end - start >= size:

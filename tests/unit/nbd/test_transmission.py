@@ -49,8 +49,10 @@ def parse(stream: bytes, piece: int = 1 << 30, early: int = 0, *, extended: bool
     parser = a_parser(stream[:early], extended=extended)
     parsed: Parsed = []
     fed = early
+    may_be_whole = True
     while True:
         for found in parser.requests():
+            assert may_be_whole
             carries = (found[2] == WRITE) != (extended and bool(found[1] & PAYLOAD_LEN))
             payload = bytes(parser.payload) if carries else b""
             parsed.append((*found[1:], payload))
@@ -60,7 +62,7 @@ def parse(stream: bytes, piece: int = 1 << 30, early: int = 0, *, extended: bool
         count = min(len(room), piece, len(stream) - fed)
         assert count
         room[:count] = stream[fed : fed + count]
-        parser.received(count)
+        may_be_whole = parser.received(count)
         fed += count
 
 
@@ -303,3 +305,24 @@ def test_any_bytes_yield_requests_or_protocol_error(
 ) -> None:
     with suppress(ProtocolError):
         parse(stream, piece, extended=extended)
+
+
+@pytest.mark.parametrize("extended", [False, True])
+def test_a_header_ahead_of_its_payload_is_nothing_to_serve_yet(extended: bool) -> None:
+    parser = a_parser(extended=extended)
+    form, flags = (extended_request, PAYLOAD_LEN) if extended else (request, 0)
+    header = form(WRITE, 0, 4096, flags=flags)
+    large = form(WRITE, 0, PAYLOAD_MAX, flags=flags)
+
+    def receive(data: bytes) -> bool:
+        parser.room()[: len(data)] = data
+        return parser.received(len(data))
+
+    assert not receive(header)
+    assert receive(bytes(4096))
+    assert [found[2] for found in parser.requests()] == [WRITE]
+    assert receive(form(WRITE, 0, 0, flags=flags))
+    assert [found[2] for found in parser.requests()] == [WRITE]
+    assert receive(form(READ, 0, 4096))
+    assert [found[2] for found in parser.requests()] == [READ]
+    assert receive(large)  # its payload gets a buffer of its own

@@ -29,7 +29,8 @@ def run(act: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
         Exception: any other, without groups around it.
     """
     try:
-        return trio.run(act, *args)
+        # Ctrl-C in the middle of a scope's or a nursery's end would leave trio in disorder.
+        return trio.run(act, *args, restrict_keyboard_interrupt_to_checkpoints=True)
     except NbdError as error:
         raise ServerError(str(error)) from error
     except BaseExceptionGroup as group:

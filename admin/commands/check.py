@@ -46,7 +46,10 @@ def check(options: CheckOptions, report_progress: "Progress") -> CheckedReport:
     from admin.record import choose_config
 
     config = choose_config(options.home, options.config_file)
-    return CheckedReport(trio.run(check_offline, config, report_progress))
+    report = trio.run(
+        check_offline, config, report_progress, restrict_keyboard_interrupt_to_checkpoints=True
+    )
+    return CheckedReport(report)
 
 
 def check_command(

@@ -171,9 +171,9 @@ def cuts(recorded: Recorded, images: int, rng: random.Random) -> list[int]:
     return sorted(chosen)
 
 
-def look_at(recorded: Recorded, folder: Path, images: int, *, deaf_to: int = 0) -> Seen:
+def look_at(recorded: Recorded, folder: Path, images: int, *, carries_out: int = 1) -> Seen:
     """Look at so many images. Raises AssertionError if anything is not as it must be."""
-    player = Player(recorded.recording, deaf_to=deaf_to)
+    player = Player(recorded.recording, carries_out=carries_out)
     seen = Seen()
     rng = random.Random(f"cuts {images}")
     for number, cut in enumerate(cuts(recorded, images, rng)):

@@ -106,10 +106,10 @@ class Player:
     """Plays a recording up to any event, only ever forwards.
 
     Args:
-        deaf_to: every so many flushes is believed and not carried out: a disk that lies.
+        carries_out: one flush of so many is carried out: a disk that lies about the others.
     """
 
-    def __init__(self, recording: Recording, *, deaf_to: int = 0) -> None:
+    def __init__(self, recording: Recording, *, carries_out: int = 1) -> None:
         self.recording = recording
         self.position = 0
         """Events played so far."""
@@ -117,7 +117,7 @@ class Player:
         self._cached: list[dict[Operation, CachedWrite]] = [{} for _ in recording.sizes]
         self._ended: list[set[Operation]] = [set() for _ in recording.sizes]
         self._covered: dict[Operation, list[Operation]] = {}
-        self._deaf_to = deaf_to
+        self._carries_out = carries_out
         self._flushes = 0
 
     def forward(self, events: int) -> None:
@@ -145,7 +145,7 @@ class Player:
 
     def _flush(self, member: int, covered: list[Operation]) -> None:
         self._flushes += 1
-        if self._deaf_to and self._flushes % self._deaf_to == 0:
+        if self._flushes % self._carries_out:
             return
         cached = self._cached[member]
         for operation in covered:

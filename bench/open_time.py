@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -140,8 +141,13 @@ class Harness:
         device.settle()
         await device.close()
 
-    async def add_tail(self, tail: Tail) -> None:
-        """Write to random places of a cleanly stopped pool; then leave it as a kill does."""
+    def leave(self, tail: Tail) -> None:
+        """Leave the pool as a kill does, with such a tail: opening it once ends the tail."""
+        self.close_cleanly()
+        trio.run(self._add_tail, tail)
+        self._sync()
+
+    async def _add_tail(self, tail: Tail) -> None:
         device = HollowFile.open(self.file)
         data = random.Random(2).randbytes(BLOCK_BYTES)
         try:
@@ -166,10 +172,14 @@ class Harness:
     def open_seconds(self, *, cold: bool) -> float:
         """Open the pool, and leave it as a kill does; the closing is not counted."""
         if cold:
-            with self.file.open("r+b") as file:
-                os.fsync(file)
+            with self.file.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return trio.run(self._open)
+
+    def _sync(self) -> None:
+        """A pool has flushed what it wrote, and this one's flushes were for show."""
+        with self.file.open("r+b") as file:
+            os.fsync(file)
 
     async def _open(self) -> float:
         device = FileDevice.open(self.file)
@@ -188,6 +198,7 @@ class Harness:
     def close_cleanly(self) -> None:
         """Open and close, so that nothing is left to replay."""
         trio.run(self._close_cleanly)
+        self._sync()
 
     async def _close_cleanly(self) -> None:
         # Hollow, as its last checkpoint must not take the room of its segments either.
@@ -228,7 +239,7 @@ def main() -> None:
     """Build, measure, print."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--gib", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--directory", type=Path, default=Path("/var/tmp"))
     options = parser.parse_args()
@@ -237,10 +248,8 @@ def main() -> None:
         trio.run(harness.build)
         _measure(harness, "clean stop", options, prepare=harness.close_cleanly)
         for tail in TAILS:
-            harness.close_cleanly()
-            trio.run(harness.add_tail, tail)
             _measure(
-                harness, tail.name, options,
+                harness, tail.name, options, prepare=partial(harness.leave, tail),
                 commits=tail.commits, blocks_per_commit=tail.blocks_per_commit,
             )  # fmt: skip
 
@@ -249,14 +258,14 @@ def _measure(
     harness: Harness,
     name: str,
     options: argparse.Namespace,
-    prepare: Callable[[], None] | None = None,
+    *,
+    prepare: Callable[[], None],
     **parameters: object,
 ) -> None:
     figures: dict[bool, list[float]] = {False: [], True: []}
     for _ in range(options.repeats):
         for cold in figures:
-            if prepare is not None:
-                prepare()
+            prepare()
             figures[cold].append(harness.open_seconds(cold=cold))
     parameters["name"] = f"open after {name}"
     line = describe_machine() | parameters | {
@@ -267,6 +276,7 @@ def _measure(
     }  # fmt: skip
     print(json.dumps(line), flush=True)
     if options.profile:
+        prepare()
         profile = cProfile.Profile()
         profile.runcall(harness.open_seconds, cold=False)
         pstats.Stats(profile).sort_stats("tottime").print_stats(25)

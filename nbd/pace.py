@@ -12,17 +12,17 @@ server and client share one core.
 
 import os
 
-LOOKS = 40
-"""Tries of about 1 us: longer than a quick client thinks, shorter than a reply may be late."""
+LOOKS = 160
+"""Tries of about 0.6 us: longer than a quick client thinks, shorter than a reply may be late."""
 SHALLOW = 4
 """Deeper queues gain nothing: requests gather while the server sleeps, and large batches
 are cheaper (4 KiB writes at depth 32: 190 thousand a second with looking, 218 without)."""
 HOPE_MAX = 8
 RETRY_EVERY = 64
 """A session that gave up tries once in so many sleeps whether its client became quick."""
-WORK_PER_LOOK = 16
+WORK_PER_LOOK = 8
 """What one round of looking counts towards the session's turn, in requests: others wait
-behind it for 256 / 16 rounds, about half a millisecond."""
+behind it for 256 / 8 rounds, about a millisecond."""
 
 
 class Activity:

@@ -25,10 +25,10 @@ from nbd.errors import ProtocolError
 from nbd.limits import Limits
 from nbd.memory import Memory
 from nbd.pace import LOOKS, WORK_PER_LOOK, Activity, Pace
+from nbd.receiver import Receiver
 from nbd.sender import Sender
 from nbd.stream import Stream, has_hung_up, unread
 from nbd.terms import Counters, Terms
-from nbd.tlssocket import TlsSocket
 from nbd.transmission import (
     Request,
     RequestParser,
@@ -44,6 +44,8 @@ BATCH_REQUESTS_MAX = 256
 """Replies leave after so many requests at the latest, before the client runs dry."""
 BATCH_BYTES_MAX = 1 << 20
 """Replies are sent at this size: more would only grow memory."""
+GULP_BYTES = 64 << 10
+"""Long payloads are received so much at a time, while the client sends on."""
 YIELD_WORK = 256
 """Requests, or 64 KiB of data, between two turns of other tasks: about 2 ms."""
 QUIET_S = 1.0
@@ -104,16 +106,16 @@ class Session:
             extended=terms.extended,
             early=terms.early,
         )
+        self._receiver = Receiver(sock)
         self._sender = Sender(sock)
         self._sender.on_failure = self._lost
         self._backlog = Backlog(self, self.is_gone, self._sender, memory, limits)
         self._pace = Pace(activity)
-        self._received_bytes = 0
         self._stopping = False
         self._disconnecting = False
         self._dropped = ""
         self._quiet_until = 0.0
-        self._looks_min = int(isinstance(sock, TlsSocket))  # what was decrypted wakes nobody
+        self._enough = 1
         self._scope = trio.CancelScope()
         self._reading = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
@@ -130,7 +132,7 @@ class Session:
 
     def moved_bytes(self) -> int:
         """Bytes received and sent so far."""
-        return self._received_bytes + self._sender.sent_bytes
+        return self._receiver.received_bytes + self._sender.sent_bytes
 
     def is_awaited(self) -> bool:
         """Whether it is the client's turn to send the rest or to take its replies."""
@@ -191,7 +193,7 @@ class Session:
     async def _serve(self) -> None:
         """Read and serve until the client says goodbye or is gone."""
         parser, sender, pace, backlog = self._parser, self._sender, self._pace, self._backlog
-        counters, replies = self._counters, self._sender.replies
+        counters, replies, receiver = self._counters, self._sender.replies, self._receiver
         work = 0
         served_before = counters.requests
         sent_before = 0
@@ -219,8 +221,10 @@ class Session:
             if work >= YIELD_WORK:
                 await trio.lowlevel.checkpoint()
                 work = 0
-            looks = 1 if woken else pace.looks(served, backlog.requests) or self._looks_min
-            count = self._look(looks)
+            looks = 1 if woken else pace.looks(served, backlog.requests)
+            room = parser.room()
+            enough = self._enough if parser.large is None else min(len(room), GULP_BYTES)
+            count = receiver.look(room, looks, enough=enough)
             if looks == LOOKS:
                 pace.looked(found=count is not None)
             if count is None:
@@ -233,18 +237,7 @@ class Session:
             if looks > 1:
                 work += WORK_PER_LOOK
             work += count >> 16
-            self._received_bytes += count
             more = parser.received(count)
-
-    def _look(self, looks: int) -> int | None:
-        """Receive what is there, trying so many times; return None when nothing came."""
-        recv_into, room = self._sock.recv_into, self._parser.room()
-        for _ in range(looks):
-            try:
-                return recv_into(room)
-            except BlockingIOError:
-                pass
-        return None
 
     def _serve_batch(self) -> bool:
         """Serve what was received; return whether it stopped early for a limit."""
@@ -304,6 +297,8 @@ class Session:
         counters.requests += served
         counters.read_bytes += read_bytes
         counters.written_bytes += written_bytes
+        # Who has just sent a small write will send another: its header, then its payload.
+        self._enough = parser.header_bytes + 1 if written_bytes else 1
         return more
 
     def _serve_unusual(self, request: Request) -> None:
@@ -390,10 +385,6 @@ class Session:
 
     def _serve_last(self) -> None:
         """While stopping: refuse what the client had already sent."""
-        try:
-            count = self._sock.recv_into(self._parser.room())
-        except BlockingIOError:
-            count = 0
-        self._parser.received(count)
+        self._parser.received(self._receiver.look(self._parser.room(), 1) or 0)
         while self._serve_batch() and not self._disconnecting:
             pass

@@ -89,6 +89,8 @@ class RequestParser:
             if extended
             else (_REQUEST, REQUEST_MAGIC, 0, _WRITE)
         )
+        self.header_bytes = self._form.size
+        """Of a request, its payload aside."""
         # Its pages exist only once something is received into them.
         self._buffer = memoryview(mmap.mmap(-1, RECEIVE_BYTES, flags=_MEMORY_FLAGS))
         self._buffer[: len(early)] = early

@@ -164,6 +164,7 @@ class Checkpointer:
                 turns += 1
                 if turns % PAGES_PER_TURN == 0:
                     await trio.lowlevel.checkpoint()
+            frozen.settle(layer.number)
         for number in sorted(frozen.whole):
             budget -= await self._write_whole(frozen, self._map.layers[number], budget)
         for number in sorted(frozen.merging):

@@ -5,7 +5,6 @@ one by one through a memoryview, in bulk by slices. It is immutable while it is 
 several layers, and copied before the first change (R6).
 """
 
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -87,30 +86,58 @@ class PendingPage:
         self.has_moves = True
 
     def steps(self) -> list[Step]:
-        """All changes in order, one item per block within each step."""
+        """All changes, one item per block within each step.
+
+        Changes of one block are in order. Those of blocks that change once, which are most,
+        come first, in two steps at most, however many commits they are of.
+        """
         rows = np.frombuffer(bytes(self.rows), dtype="<u8").reshape(-1, 3)
         if not self.has_moves:
             return [Step(*expand_rows(rows), None)]
         moving = (rows[:, 0] & np.uint64(_FROM | _TO)) != 0
         begins = (rows[:, 0] & np.uint64(_FIRST)) != 0
         begins[1:] |= moving[1:] != moving[:-1]
-        cuts = [*begins.nonzero()[0].tolist(), len(rows)]
-        if cuts[0]:
-            cuts.insert(0, 0)
-        steps = []
-        for start, stop in pairwise(cuts):
-            piece = rows[start:stop].copy()
-            piece[:, 0] &= np.uint64(_FIRST - 1)
-            if moving[start]:
-                slots, entries = expand_rows(piece[1::2])
-                steps.append(Step(slots, entries, expand_rows(piece[0::2])[1]))
-            else:
-                steps.append(Step(*expand_rows(piece), None))
+        groups = np.cumsum(begins)
+        plain = rows.copy()
+        plain[:, 0] &= np.uint64(_FIRST - 1)
+        written = _Changes.of(plain[~moving], groups[~moving], None)
+        moved = _Changes.of(plain[moving][1::2], groups[moving][1::2], plain[moving][0::2])
+        often = np.bincount(np.concatenate([written.slots, moved.slots])) > 1
+        steps = [step for kind in (written, moved) for step in kind.steps(~often[kind.slots])]
+        again = [kind.groups[often[kind.slots]] for kind in (written, moved)]
+        for group in np.unique(np.concatenate(again)).tolist():
+            for kind in (written, moved):
+                steps += kind.steps(often[kind.slots] & (kind.groups == group))
         return steps
 
     def named(self) -> Words:
         """Every entry that these changes bring, shape (n, 2), whether it still counts or not."""
         return np.concatenate([step.entries for step in self.steps()])
+
+
+class _Changes(NamedTuple):
+    """Writes, or moves, of one page: one item per block, and the group of neighbours in the log
+    that each is of. No block comes twice in a group of moves.
+    """
+
+    slots: NDArray[np.int64]
+    entries: Words
+    groups: NDArray[np.int64]
+    old: Words | None
+
+    @classmethod
+    def of(cls, rows: Words, groups: NDArray[np.int64], from_rows: Words | None) -> "_Changes":
+        slots, entries = expand_rows(rows)
+        counts = rows[:, 0].astype(np.int64) >> COUNT_SHIFT
+        old = None if from_rows is None else expand_rows(from_rows)[1]
+        return cls(slots, entries, np.repeat(groups, counts), old)
+
+    def steps(self, chosen: NDArray[np.bool_]) -> list[Step]:
+        """Some of them as a step; none if that is none."""
+        if not chosen.any():
+            return []
+        old = None if self.old is None else self.old[chosen]
+        return [Step(self.slots[chosen], self.entries[chosen], old)]
 
 
 def expand_rows(rows: Words) -> tuple[NDArray[np.int64], Words]:

@@ -23,6 +23,9 @@ from storage.usage import Usage
 
 NO_ROW = [0, 0, 0, 0]
 
+GATHERED_MAX = 1 << 16
+"""Blocks that are counted together: 3 MiB at most."""
+
 
 @dataclass
 class Frozen:
@@ -47,6 +50,11 @@ class Frozen:
     """Changed directory chunks by layer and number, whole."""
     located: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)
     """Where those of them lie that are not empty."""
+    _came: list[Words] = field(default_factory=list)
+    _went: list[Words] = field(default_factory=list)
+    _lost: list[Words] = field(default_factory=list)
+    _gathered: int = 0
+    """Blocks whose entries wait in these for `settle`: stored, displaced, and stored in vain."""
 
     def row(self, layer: Layer, number: int) -> list[int] | None:
         """Where a page of a layer lies: [base A, base B, delta A, delta B]; None for nowhere."""
@@ -96,8 +104,8 @@ class Frozen:
         return rows
 
     def resolve(self, layer: int, merged: Merged, pending: PendingPage, *, rootless: bool) -> bool:
-        """Apply pending changes to a page and take what they displace off the counts (R6, R7).
-        Returns whether anything changed: moves may all have come too late (R11).
+        """Apply pending changes to a page; what they bring and displace counts once `settle` is
+        called (R6, R7). Returns whether anything changed: moves may all have come too late (R11).
         """
         changed = False
         for step in pending.steps():
@@ -106,11 +114,12 @@ class Frozen:
                 counts = settle(slots)
             else:
                 counts = merged.own[slots] & (merged.entries[slots] == step.old).all(axis=1)
-            self.release(entries[~counts])
+            self._lost.append(entries[~counts])
             slots, entries = slots[counts], entries[counts]
             mine = merged.own[slots]
-            self.displace(layer, merged.entries[slots[mine]])
-            self.usage.add(layer, entries)
+            self._went.append(merged.entries[slots[mine]])
+            self._came.append(entries)
+            self._gathered += len(step.slots)
             merged.entries[slots] = entries
             merged.own[slots] = True
             merged.changed[slots] = True
@@ -121,7 +130,18 @@ class Frozen:
             zero = (merged.entries[:, 0] & np.uint64(KIND_MASK)) == ZERO
             merged.entries[zero] = 0
             merged.own[zero] = False
+        if self._gathered >= GATHERED_MAX:
+            self.settle(layer)
         return changed
+
+    def settle(self, layer: int) -> None:
+        """Count what pages of a layer brought since it was last done. One by one, they would take
+        longer to count than to write."""
+        if self._gathered:
+            self.usage.add(layer, np.concatenate(self._came))
+            self.displace(layer, np.concatenate(self._went))
+            self.release(np.concatenate(self._lost))
+            self._came, self._went, self._lost, self._gathered = [], [], [], 0
 
     def displace(self, layer: int, entries: Words) -> None:
         """Take stored blocks that count for a layer off its counts and off the live counts."""

@@ -144,9 +144,10 @@ class Run:
             worst_s = await self._write(volume, blocks)
             seconds = time.monotonic() - began
             committed, *parts = (counters.now() - before).tolist()
-            shares = [round(part / max(committed, 1), 3) for part in parts]
+            log, moved, metadata = (round(part / max(committed, 1), 3) for part in parts)
             done = (number + 1) / POINTS_PER_ROUND
-            self.points.append(Point(done, *shares, round(worst_s, 3), round(size / seconds)))
+            rate = round(size / seconds)
+            self.points.append(Point(done, log, moved, metadata, round(worst_s, 3), rate))
 
     def _zipf(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """How likely one of the first ranks is, and which block has each rank."""

@@ -60,7 +60,7 @@ class Consolidations:
         self.counts += hashes != self._known
         self._known = hashes
 
-    def _hashes(self, pages: int) -> np.ndarray:  # type: ignore[type-arg]
+    def _hashes(self, pages: int) -> np.ndarray:
         chunks = [self._layer.directory.chunk(n)[:, 1] for n in range(-(-pages // CHUNK_PAGES))]
         return np.concatenate(chunks)[:pages]
 

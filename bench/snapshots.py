@@ -22,6 +22,7 @@ import time
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -255,7 +256,8 @@ class Chain:
                 await trio.sleep(0.02)
                 flushes.append(await _timed(pool.flush))
                 await trio.sleep(0.02)
-                snapshots.append(await _timed(lambda i=i: pool.create_snapshot("deep", f"load{i}")))
+                create = partial(pool.create_snapshot, "deep", f"load{i}")
+                snapshots.append(await _timed(create))
             fio.terminate()
             await fio.wait()
             nursery.cancel_scope.cancel()

@@ -80,16 +80,22 @@ def _refuse_split(newest: Superblock, newest_name: str, sb: Superblock, name: st
     """Both sides of a pool that went on twice without each other are kept from being mixed.
 
     No member is in sync on both sides then. One that is has seen both, so the older one is
-    its past, even if each calls the other's owner stale.
+    its past, even if each calls the other's owner stale. So is what the newest one remembers
+    that a member was given before it failed: those it was in sync with may have failed since.
     """
     in_sync = {row.uuid for row in newest.members if row.stale_since is None}
     common = any(row.uuid in in_sync for row in sb.members if row.stale_since is None)
     twice = sb.epoch == newest.epoch and sb.holder != newest.holder
-    if twice or not common:
+    if twice or not (common or _is_remembered(newest, sb)):
         raise ForeignMemberError(
             "the pool was opened separately on different members, which now differ; "
             f"detach the side you do not want: {newest_name}, {name}"
         )
+
+
+def _is_remembered(newest: Superblock, sb: Superblock) -> bool:
+    (left,) = (row.left for row in newest.members if row.uuid == sb.me.uuid)
+    return left.holder == sb.seen.holder and sb.sequence <= left.sequence
 
 
 def attach(newest: Superblock, found: Offered, without: Collection[UUID]) -> list[Member | None]:
@@ -98,12 +104,14 @@ def attach(newest: Superblock, found: Offered, without: Collection[UUID]) -> lis
     Raises:
         MissingMemberError: one that is not recorded stale is missing (R5).
     """
-    by_uuid = {sb.me.uuid: each for each, sb in found}
+    by_uuid = {sb.me.uuid: (each, sb) for each, sb in found}
     members: list[Member | None] = []
     for index, row in enumerate(newest.members):
-        each = by_uuid.get(row.uuid)
-        if each is not None:
-            members.append(Member(index, each, row, newest.segment_bytes))
+        pair = by_uuid.get(row.uuid)
+        if pair is not None:
+            member = Member(index, pair[0], row, newest.segment_bytes)
+            member.seen = pair[1].seen
+            members.append(member)
             continue
         if row.stale_since is None and row.uuid not in without:
             raise MissingMemberError(

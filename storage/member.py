@@ -19,6 +19,7 @@ from storage.superblock import (
     RING_SLOTS,
     SUPERBLOCK_BYTES,
     MemberRow,
+    Seen,
     Superblock,
 )
 
@@ -63,6 +64,10 @@ class Member:
         self.size_bytes = row.size_bytes
         self.slots = row.slots
         self.stale_since = row.stale_since
+        self.left = row.left
+        """The last superblock that it may have, once it is stale."""
+        self.seen = Seen()
+        """The last one that it has, for certain."""
         self.losses = 0
         self.full_below = False
         self.read_errors = 0
@@ -81,7 +86,8 @@ class Member:
     @property
     def row(self) -> MemberRow:
         """Its row of the member table."""
-        return MemberRow(self.uuid, self.host, self.size_bytes, self.slots, self.stale_since)
+        left = Seen() if self.in_sync else self.left
+        return MemberRow(self.uuid, self.host, self.size_bytes, self.slots, self.stale_since, left)
 
     def slot_offset(self, slot: int) -> int:
         """Device offset of a slot."""
@@ -193,6 +199,7 @@ class Member:
         for place in self.superblock_places(sb):
             await self.write(place, data)
         await self.flush_since(losses)
+        self.seen = sb.seen
 
     def superblock_places(self, sb: Superblock) -> tuple[int, int]:
         """Device offsets at which a superblock is kept: in the ring and at the end."""

@@ -3,11 +3,13 @@
 Only the chain is followed: each header repeats the checksum of the one before (R2). What was
 durable when a later commit was written must be there and good on some copy, or the log is
 damaged and the pool refuses (R3). Above that point a commit counts when any copy of it is
-whole; the first that is not ends the log, whatever lies behind it.
+whole; the first that is not ends the log, whatever lies behind it. What cannot be read on any copy
+does not end it: it may be a commit that was acknowledged, so the pool refuses, too.
 """
 
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
@@ -39,6 +41,40 @@ class Found:
     segment: Segment
 
 
+class _Outcomes:
+    """What came of reading the copies of one commit that was not found whole.
+
+    A commit that is not whole on some copy in sync was never acknowledged. One that cannot be
+    read on any may have been: then nobody can say where the log ends. A member that failed a moment
+    ago, as the pool was taken, is not in sync any more, and yet may hold the only copy.
+    """
+
+    def __init__(self) -> None:
+        self._failure: DeviceError | None = None
+        self._is_known = False
+
+    @contextmanager
+    def of(self, member: Member) -> Iterator[None]:
+        """Around reading the copy of a member; a read that fails counts, and ends the block."""
+        try:
+            yield
+        except DeviceError as error:
+            if type(error) is not DeviceError:
+                raise
+            self._failure = error
+        else:
+            self._is_known |= member.in_sync
+
+    def refuse_if_unknown(self, at: LogPosition) -> None:
+        """Raise DeviceError if no copy that counts could be read."""
+        if self._failure is not None and not self._is_known:
+            raise DeviceError(
+                "what may be the end of the log cannot be read, and may have been durable; "
+                "see to the disk, or attach missing members: "
+                f"after_commit={at.commit} segment={at.segment} error={self._failure}"
+            ) from self._failure
+
+
 @dataclass
 class Replay:
     """A walk along the log. `end` is behind the last commit that counts."""
@@ -60,6 +96,7 @@ class Replay:
 
         Raises:
             DamagedError: a commit that was durable is damaged on every copy.
+            DeviceError: no copy can be read of what may be one.
         """
         ahead: deque[Found] = deque()
         at = self.end
@@ -125,25 +162,27 @@ class Replay:
                 f"the log goes on where no member is attached, attach missing members: "
                 f"after_commit={at.commit} segment={segment.number}"
             )
-        for which in range(len(segment.places)):
-            found = await self._read(segment, at, which)
-            if found is not None:
-                return found
+        outcomes = _Outcomes()
+        for which, (member, _) in enumerate(segment.places):
+            with outcomes.of(member):
+                found = await self._read(segment, at, which)
+                if found is not None:
+                    return found
+        outcomes.refuse_if_unknown(at)
         return None
 
     async def _read(self, segment: Segment, at: LogPosition, which: int) -> Found | None:
-        """The commit behind `at` from one copy, its records verified; None when it is not whole."""
-        try:
-            head = await self._bytes(segment, at.offset, HEADER_BYTES, which)
-            header = commit.decode_header(head)
-            if header is None or not self._fits(header, at):
-                return None
-            table_at = at.offset + HEADER_BYTES
-            table = await self._bytes(segment, table_at, header.table_bytes, which)
-        except DeviceError as error:
-            if isinstance(error, DamagedError) or type(error) is not DeviceError:
-                raise
+        """The commit behind `at` from one copy, its records verified; None when it is not whole.
+
+        Raises:
+            DeviceError: that cannot be known.
+        """
+        head = await self._bytes(segment, at.offset, HEADER_BYTES, which)
+        header = commit.decode_header(head)
+        if header is None or not self._fits(header, at):
             return None
+        table_at = at.offset + HEADER_BYTES
+        table = await self._bytes(segment, table_at, header.table_bytes, which)
         if digest_of(table) != header.table_digest:
             return None
         records = commit.decode_table(table)
@@ -170,7 +209,11 @@ class Replay:
         number, start, data = self._window
         if number != segment.number or not start <= offset <= offset + length <= start + len(data):
             span = min(max(length, WINDOW_BYTES), self.table.segment_bytes - offset)
-            data = memoryview(await member.read(base + offset, span))
+            try:
+                data = memoryview(await member.read(base + offset, span))
+            except DeviceError:
+                # Maybe it is something further on that cannot be read.
+                return memoryview(await member.read(base + offset, length))
             self._window = (segment.number, offset, data)
             start = offset
         return data[offset - start : offset - start + length]
@@ -185,16 +228,17 @@ class Replay:
         whole: memoryview | None = None
         torn: list[tuple[Member, int]] = []
         header = found.header
+        outcomes = _Outcomes()
         for member, base in found.segment.places:
-            try:
+            data = memoryview(b"")
+            with outcomes.of(member):
                 data = memoryview(await member.read(base + header.offset, header.total_bytes))
-            except DeviceError:
-                data = memoryview(b"")
             if self._is_whole(data, found):
                 whole = data
             elif member.in_sync:
                 torn.append((member, base))
         if whole is None:
+            outcomes.refuse_if_unknown(self.end)
             return False
         for member, base in torn if self.level else ():
             await member.overwrite(base + header.offset, whole)

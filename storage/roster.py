@@ -66,6 +66,9 @@ class Roster:
             "member=%s host=%s since_commit=%d: %s", member.name, member.host, since, error,
         )  # fmt: skip
         member.stale_since = since
+        ours = self.superblock.seen
+        # One that was tried may have arrived, unless it is of another epoch than what it has.
+        member.left = ours if member.seen.holder == ours.holder else member.seen
         self.on_change()
 
     async def publish(

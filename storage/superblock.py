@@ -53,7 +53,10 @@ Member:
         30     2  zero             zeros
         32     8  stale_since      u64, last commit it is known to hold
         40    64  host             UTF-8 label of the failure domain
-       104    24  zero             zeros
+       104     8  left_holder      u64, xxh3_64 of the holder whose superblocks a stale one
+                                   was last given, or was to be given; 0 = not known
+       112     8  left_sequence    u64, sequence of the last of these
+       120     8  zero             zeros
 
 A member holds a ring of eight at its start and a copy of the newest at its end. The one
 with the highest (epoch, sequence) counts; a write goes to the place sequence % 8, so a torn
@@ -89,7 +92,7 @@ _PREAMBLE = struct.Struct("<8sQHHHH")
 _FIELDS = struct.Struct("<QQQ16s16sQQQIIBB6xQQQQ24s80x")
 _COPY = struct.Struct("<HHI")
 _JUMP = struct.Struct("<QQQ24s16x")
-_MEMBER = struct.Struct("<16sQIBB2xQ64s24x")
+_MEMBER = struct.Struct("<16sQIBB2xQ64sQQ8x")
 assert _PREAMBLE.size + _FIELDS.size == 256
 assert (_JUMP.size, _MEMBER.size) == (64, 128)
 assert 256 + JUMPS_MAX * 64 + MEMBERS_MAX * 128 == SUPERBLOCK_BYTES
@@ -114,6 +117,15 @@ class Jump:
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """A superblock that a member was given, and so all that its holder wrote before."""
+
+    holder: int = 0
+    """xxh3_64 of the holder's id."""
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class MemberRow:
     """One member as the pool knows it; `stale_since` is None for one in sync."""
 
@@ -122,6 +134,8 @@ class MemberRow:
     size_bytes: int
     slots: int
     stale_since: int | None = None
+    left: Seen = Seen()
+    """The last superblock that a stale one may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +173,11 @@ class Superblock:
     def order(self) -> tuple[int, int]:
         """The highest one is the newest."""
         return (self.epoch, self.sequence)
+
+    @property
+    def seen(self) -> Seen:
+        """What to remember of it."""
+        return Seen(digest_of(self.holder.bytes), self.sequence)
 
     @property
     def joining(self) -> bool:
@@ -208,7 +227,7 @@ def encode(sb: Superblock) -> bytes:
         _MEMBER.pack_into(
             body, 256 + JUMPS_MAX * _JUMP.size + row * _MEMBER.size,
             member.uuid.bytes, member.size_bytes, member.slots, stale, len(host),
-            member.stale_since or 0, host,
+            member.stale_since or 0, host, member.left.holder, member.left.sequence,
         )  # fmt: skip
     struct.pack_into("<Q", body, 8, digest_of(memoryview(body)[16:]))
     return bytes(body)
@@ -269,6 +288,6 @@ def _decode_jump(body: memoryview, row: int, members: int) -> Jump:
 
 def _decode_member(body: memoryview, row: int) -> MemberRow:
     at = 256 + JUMPS_MAX * _JUMP.size + row * _MEMBER.size
-    uuid, size, slots, state, host_bytes, stale_since, host = _MEMBER.unpack_from(body, at)
+    uuid, size, slots, state, host_bytes, stale, host, *left = _MEMBER.unpack_from(body, at)
     label = host[: min(host_bytes, HOST_BYTES_MAX)].decode(errors="replace")
-    return MemberRow(UUID(bytes=uuid), label, size, slots, stale_since if state else None)
+    return MemberRow(UUID(bytes=uuid), label, size, slots, stale if state else None, Seen(*left))

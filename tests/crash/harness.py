@@ -4,28 +4,23 @@ Every life has its own mock clock and its own seed for the scheduler, the engine
 the disks, so one seed gives one run, whatever ran before it.
 """
 
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 
 import trio
 import trio.testing
 
 from blockdev.errors import DeviceError
-from blockdev.simulated import PowerCut, SimulatedDisk, SimulatedWorld
-from storage.environment import Environment, in_line
+from blockdev.simulated import SimulatedDisk, SimulatedWorld
 from storage.pool import MemberDevice, Pool, PoolSettings, create_pool, open_pool
 from tests.crash.model import BLOCK, ZERO_BLOCK, History, Image, State, VolumeModel
+from tests.sim.deterministic import Body, environment, run_to_its_end
 
 MIB = 1 << 20
 SEGMENT_BYTES = MIB
 READ_BYTES = MIB
-
-HANGS_AFTER_S = 50_000.0
-"""Of the mock clock, which jumps when all tasks wait: reached only by waiting for ever."""
 
 SETTINGS = PoolSettings(
     page_cache_bytes=4 * MIB, extent_cache_bytes=MIB, buffer_bytes=8 * MIB,
@@ -51,18 +46,6 @@ TWO_OF_THREE = Shape("two-of-three", 2, ("a", "b", "c"))
 THREE = Shape("three", 3, ("a", "b", "c"))
 SHAPES = (ONE, TWO_OF_THREE, THREE)
 
-Body = Callable[[], Awaitable[None]]
-
-
-def environment(seed: object) -> Environment:
-    """No threads, a clock that stands still, seeded randomness."""
-    noise = random.Random(f"environment {seed}")
-    return Environment(
-        offload=in_line,
-        wall_clock=lambda: datetime(2030, 1, 1, tzinfo=UTC),
-        random_bytes=noise.randbytes,
-    )
-
 
 def members(world: SimulatedWorld, shape: Shape) -> list[MemberDevice]:
     """The disks of a world as members, in order."""
@@ -75,34 +58,9 @@ def members(world: SimulatedWorld, shape: Shape) -> list[MemberDevice]:
 def live(world: SimulatedWorld, body: Body) -> bool:
     """Run one life; True when the power was cut. Whatever else goes wrong is raised bare."""
     trio._core._run._r.seed(world.seed)  # the scheduler's coin, see trio's documentation
-    was_cut = False
-
-    async def bounded() -> None:
-        with trio.fail_after(HANGS_AFTER_S):
-            await body()
-
-    failure: BaseException | None = None
-    try:
-        trio.run(bounded, clock=trio.testing.MockClock(autojump_threshold=0))
-    except* PowerCut:
-        was_cut = True
-    except* Exception as group:
-        failure = _innermost(group)
-    if isinstance(failure, trio.TooSlowError):
-        raise AssertionError("something waits for ever") from failure
-    if failure is not None:
-        raise failure
+    was_cut = run_to_its_end(body)
     assert was_cut == world.was_cut, "the engine swallowed a power cut"
     return was_cut
-
-
-def _innermost(error: BaseException) -> BaseException:
-    """One error may reach several tasks at once; assertions come before what they caused."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    leaves = [_innermost(each) for each in error.exceptions]
-    first: BaseException = next((e for e in leaves if not isinstance(e, DeviceError)), leaves[0])
-    return first
 
 
 def new_world(shape: Shape, seed: int) -> SimulatedWorld:

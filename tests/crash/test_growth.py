@@ -19,12 +19,12 @@ from tests.crash.harness import (
     SETTINGS,
     Shape,
     contents,
-    environment,
     live,
     new_world,
 )
 from tests.crash.model import History
 from tests.crash.workload import Workload
+from tests.sim.deterministic import environment
 
 SMALL = Shape("small", 1, ("a",), 12 * MIB)
 PAIR = Shape("pair", 2, ("a", "b"), 16 * MIB)

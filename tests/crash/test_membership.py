@@ -3,6 +3,7 @@
 import random
 import struct
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from uuid import UUID
@@ -22,7 +23,7 @@ from storage.errors import (
 )
 from storage.member import closing_offset, read_superblock
 from storage.pool import MemberDevice, create_pool, open_pool
-from storage.superblock import RING_SLOTS, SUPERBLOCK_BYTES, Superblock, decode, encode
+from storage.superblock import RING_SLOTS, SUPERBLOCK_BYTES, Seen, Superblock, decode, encode
 from tests.crash.harness import (
     MIB,
     ONE,
@@ -31,7 +32,6 @@ from tests.crash.harness import (
     TWO_OF_THREE,
     Shape,
     contents,
-    environment,
     live,
     members,
     new_world,
@@ -41,6 +41,7 @@ from tests.crash.harness import (
 from tests.crash.model import History
 from tests.crash.sweep import find_no_damage
 from tests.crash.workload import Workload, sessions
+from tests.sim.deterministic import environment
 
 BROKEN = 1
 
@@ -246,6 +247,71 @@ def test_superblocks_of_one_history_are_no_split_pool(
 
     live(world, write)
     run(world, members(world, TWO_OF_THREE), None)
+
+
+MEMORIES = {
+    # (holder, sequence) that the newest superblock remembers of a stale member that comes back
+    # with (2, 12), and whether that is its past.
+    "the last it was given": ((2, 12), True),
+    "one that it was to be given": ((2, 13), True),
+    "it went on without the others": ((2, 11), False),
+    "it went on with another daemon": ((3, 12), False),
+    "nothing": (None, False),
+}
+
+
+@pytest.mark.parametrize(("left", "is_past"), MEMORIES.values(), ids=[*MEMORIES])
+def test_a_stale_member_comes_back_when_those_that_saw_it_last_have_failed(
+    left: tuple[int, int] | None, is_past: bool
+) -> None:
+    """Goal: it is no other side of a split pool, and one that is never passes for it.
+
+    Method: the first two were in sync and the third was not; then the second failed, the third
+    came back, and the first failed. The first is not attached.
+    """
+    world = new_world(TWO_OF_THREE, 13)
+    sb = newest_superblock(world.disks[0])
+    one, two, three = sb.members
+    past = replace(
+        sb,
+        epoch=2,
+        sequence=12,
+        holder=UUID(int=2),
+        members=(one, two, replace(three, stale_since=0)),
+    )
+    seen = Seen() if left is None else Seen(digest_of(UUID(int=left[0]).bytes), left[1])
+    rows = (replace(one, stale_since=0), replace(two, stale_since=0, left=seen), three)
+    newest = replace(sb, epoch=3, sequence=24, holder=UUID(int=9), members=rows)
+
+    async def write() -> None:
+        for index, each in ((1, past), (2, newest)):
+            place = each.sequence % RING_SLOTS * SUPERBLOCK_BYTES
+            await world.disks[index].write(place, encode(each.for_member(index)), fua=True)
+
+    live(world, write)
+    attached = members(world, TWO_OF_THREE)[1:]
+    with nullcontext() if is_past else pytest.raises(ForeignMemberError):
+        run(world, attached, None)
+
+
+def test_what_a_member_has_seen_is_remembered_when_it_fails() -> None:
+    """Goal: the superblock that calls a member stale says up to where it came along."""
+    world = new_world(TWO_OF_THREE, 14)
+
+    async def body() -> None:
+        async with opened(world, TWO_OF_THREE) as pool:
+            before = pool.roster.superblock
+            world.disks[1].fail_write(times=None)
+            await pool.create_volume("v", MIB)
+            await pool.checkpoint()
+            now = pool.roster.superblock
+            left = [row.left for row in now.members]
+            assert [row.stale_since is None for row in now.members] == [True, False, True]
+            assert left[1].holder == before.seen.holder
+            assert before.sequence <= left[1].sequence < now.sequence
+            assert left[0] == left[2] == Seen()
+
+    live(world, body)
 
 
 def newest_superblock(disk: SimulatedDisk) -> Superblock:

@@ -25,7 +25,6 @@ from tests.crash.harness import (
     TWO_OF_THREE,
     Shape,
     contents,
-    environment,
     live,
     members,
     new_world,
@@ -35,6 +34,7 @@ from tests.crash.harness import (
 from tests.crash.model import History
 from tests.crash.sweep import find_no_damage
 from tests.crash.workload import Workload
+from tests.sim.deterministic import environment
 
 ACTIONS, ACTIONS_OF_THE_OTHER = 14, 8
 

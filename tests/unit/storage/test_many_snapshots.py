@@ -3,11 +3,12 @@
 import gc
 import random
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
+from bench.snapshots import counting
 from storage.layer import Layer
 from storage.pool import MemberDevice, Pool
 from storage.volume import Volume
@@ -20,20 +21,6 @@ PAGES = 2
 HOT_BLOCKS = 40
 """Of each page, those that are written."""
 CLONES = 200
-
-
-@contextmanager
-def counting(pool: Pool) -> Iterator[list[int]]:
-    """How many pieces of the map are read from disk, in the first item."""
-    count, real = [0], pool.store.read_located
-
-    async def counted(a: int, b: int, plain_bytes_max: int) -> bytes:
-        count[0] += 1
-        return await real(a, b, plain_bytes_max)
-
-    pool.store.read_located = counted  # type: ignore[method-assign]
-    yield count
-    pool.store.read_located = real  # type: ignore[method-assign]
 
 
 @asynccontextmanager

@@ -129,7 +129,7 @@ class Harness:
     async def build(self) -> None:
         """Make the pool and map its volume, with a checkpoint every million entries."""
         # Room for the map, and for each tail, which may all stay.
-        member_bytes = self.mapped_bytes * 5 // 4 + (32 << 30)
+        member_bytes = self.mapped_bytes * 5 // 4 + (128 << 30)
         device = HollowFile.create(self.file, member_bytes)
         offered = [MemberDevice(device, "member", "here")]
         await create_pool(offered, copies=1, segment_bytes=32 << 20)

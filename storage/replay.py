@@ -26,7 +26,11 @@ from storage.segments import Role, Segment, SegmentTable
 from storage.superblock import Jump
 
 WINDOW_BYTES = 128 << 10
-"""Read at once: a table and its header, or many small commits."""
+"""Read at once: many small commits."""
+
+TABLE_WINDOW_BYTES = 16 << 10
+"""Read at once behind a large commit, as the next one is large, too: a header and its table. The
+rest is payload, which replay skips; with it a tail of large commits took twice as long."""
 
 SCAN_BYTES = 8 << 20
 
@@ -90,6 +94,7 @@ class Replay:
     was_clean: bool = False
     """The log is known to end where it begins."""
     _window: tuple[int, int, memoryview] = field(default=(0, 0, memoryview(b"")))
+    _window_bytes: int = WINDOW_BYTES
 
     async def commits_in_order(self) -> AsyncGenerator[Found, None]:
         """Yield every commit that counts; the caller applies it before it asks for the next.
@@ -186,6 +191,8 @@ class Replay:
         if digest_of(table) != header.table_digest:
             return None
         records = commit.decode_table(table)
+        is_small = header.total_bytes <= WINDOW_BYTES // 2
+        self._window_bytes = WINDOW_BYTES if is_small else TABLE_WINDOW_BYTES
         position = LogPosition(
             header.number, header.checksum, at.segment, at.offset + header.total_bytes
         )
@@ -208,7 +215,7 @@ class Replay:
             return memoryview(await member.read(base + offset, length))
         number, start, data = self._window
         if number != segment.number or not start <= offset <= offset + length <= start + len(data):
-            span = min(max(length, WINDOW_BYTES), self.table.segment_bytes - offset)
+            span = min(max(length, self._window_bytes), self.table.segment_bytes - offset)
             try:
                 data = memoryview(await member.read(base + offset, span))
             except DeviceError:

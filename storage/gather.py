@@ -80,13 +80,15 @@ def _refuse_split(newest: Superblock, newest_name: str, sb: Superblock, name: st
     """Both sides of a pool that went on twice without each other are kept from being mixed.
 
     No member is in sync on both sides then. One that is has seen both, so the older one is
-    its past, even if each calls the other's owner stale. So is what the newest one remembers
-    that a member was given before it failed: those it was in sync with may have failed since.
+    its past, even if each calls the other's owner stale. All that one holder wrote is one
+    history, too. And so is what the newest one remembers that a member may have had when it
+    failed: those it was in sync with may have failed since.
     """
     in_sync = {row.uuid for row in newest.members if row.stale_since is None}
     common = any(row.uuid in in_sync for row in sb.members if row.stale_since is None)
     twice = sb.epoch == newest.epoch and sb.holder != newest.holder
-    if twice or not (common or _is_remembered(newest, sb)):
+    is_past = common or sb.holder == newest.holder or _is_remembered(newest, sb)
+    if twice or not is_past:
         raise ForeignMemberError(
             "the pool was opened separately on different members, which now differ; "
             f"detach the side you do not want: {newest_name}, {name}"
@@ -95,7 +97,7 @@ def _refuse_split(newest: Superblock, newest_name: str, sb: Superblock, name: st
 
 def _is_remembered(newest: Superblock, sb: Superblock) -> bool:
     (left,) = (row.left for row in newest.members if row.uuid == sb.me.uuid)
-    return left.holder == sb.seen.holder and sb.sequence <= left.sequence
+    return left.covers(sb.seen)
 
 
 def attach(newest: Superblock, found: Offered, without: Collection[UUID]) -> list[Member | None]:

@@ -18,6 +18,7 @@ from storage.superblock import (
     DATA_START_BYTES,
     RING_SLOTS,
     SUPERBLOCK_BYTES,
+    Left,
     MemberRow,
     Seen,
     Superblock,
@@ -65,9 +66,9 @@ class Member:
         self.slots = row.slots
         self.stale_since = row.stale_since
         self.left = row.left
-        """The last superblock that it may have, once it is stale."""
+        """What it may have, once it is stale."""
         self.seen = Seen()
-        """The last one that it has, for certain."""
+        """The last superblock that it has, for certain."""
         self.losses = 0
         self.full_below = False
         self.read_errors = 0
@@ -86,7 +87,7 @@ class Member:
     @property
     def row(self) -> MemberRow:
         """Its row of the member table."""
-        left = Seen() if self.in_sync else self.left
+        left = Left() if self.in_sync else self.left
         return MemberRow(self.uuid, self.host, self.size_bytes, self.slots, self.stale_since, left)
 
     def slot_offset(self, slot: int) -> int:

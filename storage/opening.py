@@ -35,7 +35,7 @@ from storage.root import LogPosition, Piece, Root
 from storage.roster import Roster
 from storage.segments import Role, SegmentTable, State
 from storage.store import Store
-from storage.superblock import Jump, MemberRow, Superblock
+from storage.superblock import Jump, Left, MemberRow, Superblock
 from storage.usage import Usage
 
 log = logging.getLogger("cenote.storage")
@@ -81,7 +81,7 @@ async def take(newest: Superblock, members: list[Member | None], env: Environmen
             "the pool uses a feature that this cenote can check but not write: upgrade"
         )
     rows: list[MemberRow] = [
-        replace(row, stale_since=newest.durable_commit)
+        replace(row, stale_since=newest.durable_commit, left=Left(newest.seen))
         if member is None and row.stale_since is None
         else row
         for row, member in zip(newest.members, members, strict=True)

@@ -15,7 +15,7 @@ from uuid import UUID
 
 import numpy as np
 
-from blockdev.errors import DeviceError
+from blockdev.errors import DeviceError, TakenError
 from storage import commit
 from storage.codec import digest_of
 from storage.commit import HEADER_BYTES, CommitHeader, Placed, Records
@@ -62,9 +62,9 @@ class _Outcomes:
         """Around reading the copy of a member; a read that fails counts, and ends the block."""
         try:
             yield
+        except TakenError:
+            raise
         except DeviceError as error:
-            if type(error) is not DeviceError:
-                raise
             self._failure = error
         else:
             self._is_known |= member.in_sync

@@ -14,7 +14,7 @@ from blockdev.errors import DeviceError, TakenError
 from storage import superblock
 from storage.errors import FencedError, PoolError
 from storage.member import Member, read_superblock
-from storage.superblock import SUPERBLOCK_BYTES, MemberRow, Superblock
+from storage.superblock import SUPERBLOCK_BYTES, Left, MemberRow, Superblock
 
 log = logging.getLogger("cenote.storage")
 
@@ -66,9 +66,7 @@ class Roster:
             "member=%s host=%s since_commit=%d: %s", member.name, member.host, since, error,
         )  # fmt: skip
         member.stale_since = since
-        ours = self.superblock.seen
-        # One that was tried may have arrived, unless it is of another epoch than what it has.
-        member.left = ours if member.seen.holder == ours.holder else member.seen
+        member.left = Left(self.superblock.seen, member.seen.mark)
         self.on_change()
 
     async def publish(

@@ -54,9 +54,10 @@ Member:
         32     8  stale_since      u64, last commit it is known to hold
         40    64  host             UTF-8 label of the failure domain
        104     8  left_holder      u64, xxh3_64 of the holder whose superblocks a stale one
-                                   was last given, or was to be given; 0 = not known
+                                   was last to be given; 0 = not known
        112     8  left_sequence    u64, sequence of the last of these
-       120     8  zero             zeros
+       120     8  left_had         u64, xxh3_64 of left_holder and left_sequence of the one that
+                                   it had for certain, should none of these have arrived
 
 A member holds a ring of eight at its start and a copy of the newest at its end. The one
 with the highest (epoch, sequence) counts; a write goes to the place sequence % 8, so a torn
@@ -92,7 +93,8 @@ _PREAMBLE = struct.Struct("<8sQHHHH")
 _FIELDS = struct.Struct("<QQQ16s16sQQQIIBB6xQQQQ24s80x")
 _COPY = struct.Struct("<HHI")
 _JUMP = struct.Struct("<QQQ24s16x")
-_MEMBER = struct.Struct("<16sQIBB2xQ64sQQ8x")
+_MEMBER = struct.Struct("<16sQIBB2xQ64sQQQ")
+_SEEN = struct.Struct("<QQ")
 assert _PREAMBLE.size + _FIELDS.size == 256
 assert (_JUMP.size, _MEMBER.size) == (64, 128)
 assert 256 + JUMPS_MAX * 64 + MEMBERS_MAX * 128 == SUPERBLOCK_BYTES
@@ -124,6 +126,26 @@ class Seen:
     """xxh3_64 of the holder's id."""
     sequence: int = 0
 
+    @property
+    def mark(self) -> int:
+        """Stands for exactly this one."""
+        return digest_of(_SEEN.pack(self.holder, self.sequence))
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What a stale member may have: it failed, and nobody knows what of its last writes arrived."""
+
+    tried: Seen = Seen()
+    """The last superblock that it was to be given."""
+    had: int = 0
+    """The mark of the one that it took for certain, maybe of another holder; 0 if unknown."""
+
+    def covers(self, seen: Seen) -> bool:
+        """Whether a member that has this one has done nothing on its own since it was left."""
+        is_tried = seen.holder == self.tried.holder and seen.sequence <= self.tried.sequence
+        return is_tried or seen.mark == self.had
+
 
 @dataclass(frozen=True, slots=True)
 class MemberRow:
@@ -134,8 +156,8 @@ class MemberRow:
     size_bytes: int
     slots: int
     stale_since: int | None = None
-    left: Seen = Seen()
-    """The last superblock that a stale one may have."""
+    left: Left = Left()
+    """What a stale one may have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +249,8 @@ def encode(sb: Superblock) -> bytes:
         _MEMBER.pack_into(
             body, 256 + JUMPS_MAX * _JUMP.size + row * _MEMBER.size,
             member.uuid.bytes, member.size_bytes, member.slots, stale, len(host),
-            member.stale_since or 0, host, member.left.holder, member.left.sequence,
+            member.stale_since or 0, host,
+            member.left.tried.holder, member.left.tried.sequence, member.left.had,
         )  # fmt: skip
     struct.pack_into("<Q", body, 8, digest_of(memoryview(body)[16:]))
     return bytes(body)
@@ -288,6 +311,7 @@ def _decode_jump(body: memoryview, row: int, members: int) -> Jump:
 
 def _decode_member(body: memoryview, row: int) -> MemberRow:
     at = 256 + JUMPS_MAX * _JUMP.size + row * _MEMBER.size
-    uuid, size, slots, state, host_bytes, stale, host, *left = _MEMBER.unpack_from(body, at)
+    uuid, size, slots, state, host_bytes, stale, host, *tried, had = _MEMBER.unpack_from(body, at)
     label = host[: min(host_bytes, HOST_BYTES_MAX)].decode(errors="replace")
-    return MemberRow(UUID(bytes=uuid), label, size, slots, stale if state else None, Seen(*left))
+    left = Left(Seen(*tried), had)
+    return MemberRow(UUID(bytes=uuid), label, size, slots, stale if state else None, left)

@@ -2,9 +2,6 @@
 
 import random
 import struct
-from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from uuid import UUID
 
@@ -23,7 +20,7 @@ from storage.errors import (
 )
 from storage.member import closing_offset, read_superblock
 from storage.pool import MemberDevice, create_pool, open_pool
-from storage.superblock import RING_SLOTS, SUPERBLOCK_BYTES, Seen, Superblock, decode, encode
+from storage.superblock import RING_SLOTS, SUPERBLOCK_BYTES
 from tests.crash.harness import (
     MIB,
     ONE,
@@ -31,7 +28,6 @@ from tests.crash.harness import (
     SETTINGS,
     TWO_OF_THREE,
     Shape,
-    contents,
     live,
     members,
     new_world,
@@ -39,19 +35,12 @@ from tests.crash.harness import (
     recover,
 )
 from tests.crash.model import History
+from tests.crash.some_members import open_some, run, world_with_data
 from tests.crash.sweep import find_no_damage
-from tests.crash.workload import Workload, sessions
+from tests.crash.workload import Workload
 from tests.sim.deterministic import environment
 
 BROKEN = 1
-
-
-def world_with_data(seed: int) -> tuple[SimulatedWorld, History]:
-    """Three members, two copies, cleanly stopped."""
-    world = new_world(TWO_OF_THREE, seed)
-    history = History()
-    live(world, sessions(world, TWO_OF_THREE, Workload(history, seed), (12,)))
-    return world.reboot(), history
 
 
 def world_with_a_stale_member(seed: int) -> tuple[SimulatedWorld, History, UUID]:
@@ -69,21 +58,6 @@ def world_with_a_stale_member(seed: int) -> tuple[SimulatedWorld, History, UUID]
 
     assert live(world, body)
     return world.reboot(), history, lost[0]
-
-
-async def open_some(
-    chosen: Sequence[MemberDevice], history: History | None, without: Sequence[UUID] = ()
-) -> None:
-    """Open with these members only; with a history, hold the contents against it."""
-    env = environment([each.name for each in chosen])
-    async with open_pool(chosen, settings=SETTINGS, env=env, without=without) as pool:
-        if history is not None:
-            found = await contents(pool)
-            assert history.explain(found) is not None, history.differences(found)
-
-
-def run(world: SimulatedWorld, chosen: Sequence[MemberDevice], *arguments: object) -> None:
-    live(world, partial(open_some, chosen, *arguments))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
@@ -191,133 +165,6 @@ def test_forcing_it_open_without_who_alone_had_the_log_loses_nothing_silently(ou
     except DamagedError as error:
         said = str(error)
     assert found == ["v"] or "missing" in said
-
-
-def test_a_split_pool_is_refused() -> None:
-    """Goal: two sides that went on without each other are never mixed."""
-    world, _ = world_with_data(6)
-    uuids: list[UUID] = []
-
-    async def look() -> None:
-        async with opened(world, TWO_OF_THREE) as pool:
-            uuids.extend(m.uuid for m in pool.info().members)
-
-    live(world, look)
-    world = world.reboot()
-    all_members = members(world, TWO_OF_THREE)
-    live(world, partial(open_some, all_members[:2], None, [uuids[2]]))
-    live(world, partial(open_some, all_members[2:], None, uuids[:2]))
-    with pytest.raises(ForeignMemberError):
-        run(world, all_members, None)
-
-
-SUCCESSIONS = {
-    # (epoch, sequence, members that it calls stale) of each member's newest superblock.
-    "one missed that another came back": [(2, 6, ()), (1, 4, (0,)), (1, 5, ())],
-    "that one failed since": [(1, 6, (1,)), (1, 4, (0,)), (1, 6, (1,))],
-    "and the next daemon reached one member": [(2, 7, (1,)), (1, 4, (0,)), (1, 6, (1,))],
-    "and the next daemon worked": [(2, 9, (1,)), (1, 4, (0,)), (2, 9, (1,))],
-    "and the one after that reached one": [(3, 10, (1,)), (1, 4, (0,)), (2, 9, (1,))],
-}
-
-
-@pytest.mark.parametrize("written", SUCCESSIONS.values(), ids=[*SUCCESSIONS])
-def test_superblocks_of_one_history_are_no_split_pool(
-    written: list[tuple[int, int, tuple[int, ...]]],
-) -> None:
-    """Goal: members that call each other stale are believed when one was in sync with both.
-
-    Method: write what power cuts leave when members fail and are brought back.
-    """
-    world = new_world(TWO_OF_THREE, 12)
-    sb = newest_superblock(world.disks[0])
-
-    async def write() -> None:
-        for index, (epoch, sequence, stale) in enumerate(written):
-            rows = tuple(
-                replace(row, stale_since=0) if i in stale else row
-                for i, row in enumerate(sb.members)
-            )
-            holder = UUID(int=epoch)
-            each = replace(
-                sb, epoch=epoch, sequence=sequence, holder=holder, members=rows, clean=False
-            )
-            place = sequence % RING_SLOTS * SUPERBLOCK_BYTES
-            await world.disks[index].write(place, encode(each.for_member(index)), fua=True)
-
-    live(world, write)
-    run(world, members(world, TWO_OF_THREE), None)
-
-
-MEMORIES = {
-    # (holder, sequence) that the newest superblock remembers of a stale member that comes back
-    # with (2, 12), and whether that is its past.
-    "the last it was given": ((2, 12), True),
-    "one that it was to be given": ((2, 13), True),
-    "it went on without the others": ((2, 11), False),
-    "it went on with another daemon": ((3, 12), False),
-    "nothing": (None, False),
-}
-
-
-@pytest.mark.parametrize(("left", "is_past"), MEMORIES.values(), ids=[*MEMORIES])
-def test_a_stale_member_comes_back_when_those_that_saw_it_last_have_failed(
-    left: tuple[int, int] | None, is_past: bool
-) -> None:
-    """Goal: it is no other side of a split pool, and one that is never passes for it.
-
-    Method: the first two were in sync and the third was not; then the second failed, the third
-    came back, and the first failed. The first is not attached.
-    """
-    world = new_world(TWO_OF_THREE, 13)
-    sb = newest_superblock(world.disks[0])
-    one, two, three = sb.members
-    past = replace(
-        sb,
-        epoch=2,
-        sequence=12,
-        holder=UUID(int=2),
-        members=(one, two, replace(three, stale_since=0)),
-    )
-    seen = Seen() if left is None else Seen(digest_of(UUID(int=left[0]).bytes), left[1])
-    rows = (replace(one, stale_since=0), replace(two, stale_since=0, left=seen), three)
-    newest = replace(sb, epoch=3, sequence=24, holder=UUID(int=9), members=rows)
-
-    async def write() -> None:
-        for index, each in ((1, past), (2, newest)):
-            place = each.sequence % RING_SLOTS * SUPERBLOCK_BYTES
-            await world.disks[index].write(place, encode(each.for_member(index)), fua=True)
-
-    live(world, write)
-    attached = members(world, TWO_OF_THREE)[1:]
-    with nullcontext() if is_past else pytest.raises(ForeignMemberError):
-        run(world, attached, None)
-
-
-def test_what_a_member_has_seen_is_remembered_when_it_fails() -> None:
-    """Goal: the superblock that calls a member stale says up to where it came along."""
-    world = new_world(TWO_OF_THREE, 14)
-
-    async def body() -> None:
-        async with opened(world, TWO_OF_THREE) as pool:
-            before = pool.roster.superblock
-            world.disks[1].fail_write(times=None)
-            await pool.create_volume("v", MIB)
-            await pool.checkpoint()
-            now = pool.roster.superblock
-            left = [row.left for row in now.members]
-            assert [row.stale_since is None for row in now.members] == [True, False, True]
-            assert left[1].holder == before.seen.holder
-            assert before.sequence <= left[1].sequence < now.sequence
-            assert left[0] == left[2] == Seen()
-
-    live(world, body)
-
-
-def newest_superblock(disk: SimulatedDisk) -> Superblock:
-    places = (slot * SUPERBLOCK_BYTES for slot in range(RING_SLOTS))
-    found = [decode(disk.durable(place, SUPERBLOCK_BYTES)) for place in places]
-    return max((sb for sb in found if sb is not None), key=lambda sb: sb.order)
 
 
 def test_a_copied_member_is_refused() -> None:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 from typing_extensions import Buffer
 
-from blockdev.errors import DeviceError
+from blockdev.errors import ClosedError, DeviceError, NoSpaceError, TakenError
 from blockdev.simulated import SimulatedDisk, SimulatedWorld
+from storage.member import closing_offset
 from storage.superblock import DATA_START_BYTES
 from tests.crash.harness import MIB, ONE, TWO_OF_THREE, Shape, live, new_world, opened
 
@@ -32,13 +33,16 @@ def world_with_a_flushed_block(shape: Shape) -> SimulatedWorld:
 
 
 def make_unreadable(
-    disk: SimulatedDisk, monkeypatch: pytest.MonkeyPatch, is_bad: Unreadable
+    disk: SimulatedDisk,
+    monkeypatch: pytest.MonkeyPatch,
+    is_bad: Unreadable,
+    error: type[DeviceError] = DeviceError,
 ) -> None:
     real = disk.read
 
     async def read(offset: int, length: int) -> Buffer:
-        if is_bad(offset, length):
-            raise DeviceError("simulated: unreadable")
+        if offset < closing_offset(disk.size_bytes) and is_bad(offset, length):
+            raise error("simulated: unreadable")
         return await real(offset, length)
 
     monkeypatch.setattr(disk, "read", read)
@@ -70,13 +74,27 @@ def test_a_log_of_which_nothing_can_be_read_does_not_end_there(
     holds_the_block(world.reboot(), ONE)
 
 
-def test_a_log_of_which_one_copy_can_be_read_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: one disk of three that cannot be read keeps no pool of two copies from opening."""
+@pytest.mark.parametrize("error", [DeviceError, ClosedError, NoSpaceError])
+def test_a_log_of_which_one_copy_can_be_read_is_known(
+    monkeypatch: pytest.MonkeyPatch, error: type[DeviceError]
+) -> None:
+    """Goal: one disk of three that cannot be read keeps no pool of two copies from opening,
+    whatever it says.
+    """
     for index in range(3):
         world = world_with_a_flushed_block(TWO_OF_THREE)
         with monkeypatch.context() as patch:
-            make_unreadable(world.disks[index], patch, slots)
+            make_unreadable(world.disks[index], patch, slots, error)
             holds_the_block(world, TWO_OF_THREE)
+
+
+def test_a_disk_that_another_daemon_took_stops_the_opening(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: that is no word about the log: whoever took the disk goes on with it (R16)."""
+    world = world_with_a_flushed_block(TWO_OF_THREE)
+    for disk in world.disks:
+        make_unreadable(disk, monkeypatch, slots, TakenError)
+    with pytest.raises(TakenError):
+        holds_the_block(world, TWO_OF_THREE)
 
 
 def test_what_cannot_be_read_far_behind_the_log_does_no_harm(

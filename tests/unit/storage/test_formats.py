@@ -15,7 +15,7 @@ from storage.catalogue import Catalogue, decode, encode
 from storage.commit import CommitHeader, LayerExtents, Records
 from storage.errors import DamagedError, FormatVersionError
 from storage.root import LogPosition, Root
-from storage.superblock import Copy, Jump, MemberRow, RootPointer, Seen, Superblock
+from storage.superblock import Copy, Jump, Left, MemberRow, RootPointer, Seen, Superblock
 
 POOL = UUID(int=1)
 ANY_BYTES = st.binary(max_size=4096)
@@ -30,7 +30,7 @@ def a_superblock(**changes: object) -> Superblock:
         "jumps": (Jump(12, 13, 14, (Copy(1, 15),)),),
         "members": (
             MemberRow(UUID(int=16), "left", 1 << 30, 31),
-            MemberRow(UUID(int=17), "r\u00fcckw\u00e4rts", 1 << 31, 63, 0, Seen(18, 19)),
+            MemberRow(UUID(int=17), "r\u00fcckw\u00e4rts", 1 << 31, 63, 0, Left(Seen(18, 19), 20)),
         ),
     }  # fmt: skip
     return Superblock(**(fields | changes))  # type: ignore[arg-type]

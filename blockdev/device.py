@@ -159,6 +159,12 @@ class BlockDevice(ABC):
     async def close(self) -> None:
         """Release the device; does not flush. Closing twice is harmless."""
 
+    def read_ahead(self, offset: int, length: int) -> bool:
+        """Begin to read a short range that is read next, without waiting; soon `try_read` has it.
+        Returns False where that is not possible. Any error is left for the reading.
+        """
+        return False
+
     def try_read(self, offset: int, length: int) -> Buffer | None:
         """Return the bytes at once, or None when that needs waiting (then use `read`).
 

@@ -209,6 +209,13 @@ class FileDevice(BlockDevice):
         length = min(length, CACHE_BYTES_MAX)
         await self._run("cache", offset, length, read_ahead, self._fd, offset, length)
 
+    def read_ahead(self, offset: int, length: int) -> bool:
+        """Have the kernel begin: 10 us if its page cache has it all, else 90 for each 128 KiB."""
+        if not 0 <= offset <= offset + length <= self._inline_bytes:
+            return False
+        read_ahead(self._fd, offset, length)
+        return True
+
     async def close(self) -> None:
         """Wait for threads, close and unlock. Not cancelled by the caller's cancellation."""
         first = not self._closed

@@ -106,6 +106,13 @@ class Member:
             raise
         return None if around is None else memoryview(around)[before : before + length]
 
+    def read_ahead(self, offset: int, length: int) -> bool:
+        """Begin to read any range, as `BlockDevice.read_ahead`."""
+        grain = self.device.block_bytes
+        before = offset % grain
+        span = -(-(before + length) // grain) * grain
+        return self.device.read_ahead(offset - before, span)
+
     async def read(self, offset: int, length: int) -> Buffer:
         """Read any range, in the device's grain below. Raises as `BlockDevice.read`."""
         grain = self.device.block_bytes

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 CHECKPOINT_RECORDS = 1_000_000
 """Replay takes about 1 s for these; half of the map's writing is saved by each doubling."""
-CHECKPOINT_COMMITS = 16_384
-"""Small commits cost replay about 60 us each."""
+CHECKPOINT_COMMITS = 12_288
+"""Each costs replay 60 to 120 us, and as much again where the page cache has nothing of it."""
 
 
 @dataclass(frozen=True)

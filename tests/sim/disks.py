@@ -105,6 +105,9 @@ class SimDisk(SimulatedDisk):
             await self._pause()
         return self._read(offset, length)
 
+    def read_ahead(self, offset: int, length: int) -> bool:
+        return True  # so that callers look for it; one that reads in line has it, others never do
+
     async def _pause(self) -> None:
         if self.slow_s:
             await trio.sleep(self.world.coin.random() * self.slow_s)

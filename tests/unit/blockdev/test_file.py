@@ -174,6 +174,23 @@ async def test_cached_reads_finish_in_line(path: Path) -> None:
     await device.close()
 
 
+async def test_what_is_read_ahead_comes_by_itself(path: Path) -> None:
+    """Goal: reading begins without anybody waiting, and a range that is none does no harm."""
+    device = FileDevice.create(path, MIB)
+    await device.write(0, b"x" * MIB)
+    await device.flush()
+    os.posix_fadvise(device._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    began = device.read_ahead(PAGE, PAGE)
+    assert began == (device._inline_bytes >= 0)  # not on tmpfs
+    with trio.fail_after(10):
+        while began and device.try_read(PAGE, PAGE) is None:
+            await trio.sleep(0.001)
+    assert not device.read_ahead(MIB - PAGE, 2 * PAGE)
+    assert not device.read_ahead(-1, PAGE)
+    await device.close()
+    assert not device.read_ahead(0, PAGE)
+
+
 async def test_reads_fall_back_to_threads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Short or refused in-line reads go on in a thread, which continues short reads."""
     device = FileDevice.create(path, MIB)

@@ -94,14 +94,24 @@ class Lineage:
             if number:
                 self.layers[number].children -= 1
 
+    def _heir(self, number: int) -> int:
+        """A layer, or which one has its blocks now: a checkpoint that was under way when an
+        operation named it may have merged it since.
+        """
+        while number not in self.layers and number in self.aliases:
+            number, _ = self.aliases[number]
+        return number
+
     def copies(self, number: int) -> None:
         """Let a layer get copies of what it inherits."""
+        number = self._heir(number)
         if number in self.layers:
             self.layers[number].copied = True
             self.changes.copied.append(number)
 
     def sever(self, number: int) -> None:
         """Let a layer stand on nothing any more. What it stood on dies if nothing else needs it."""
+        number = self._heir(number)
         above = self.layers[number].parent
         self.layers[number].parent = 0
         self.changes.severed.append(number)

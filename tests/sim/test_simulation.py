@@ -25,6 +25,7 @@ REGRESSIONS: dict[str, tuple[int, str | None]] = {
     "the log goes on where a recovery without the other member left it": (6000413, None),
     "a member fails while a checkpoint is written, and comes back": (5000426, None),
     "those that a stale member was in sync with have failed since": (20000045, None),
+    "a layer is merged while it is cut off": (45000023, None),
     "the disk that has the end of the log dies as it is opened": (20000167, None),
 }
 """Seeds that found something, when the workload was what it was then; each also has a test of

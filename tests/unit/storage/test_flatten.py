@@ -7,6 +7,7 @@ import pytest
 import trio
 
 from storage import flatten
+from storage.catalogue import Catalogue, Operation
 from storage.errors import InvalidArgumentError, NotFoundError
 from storage.pool import MemberDevice, Pool, PoolSettings
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, read, write
@@ -315,3 +316,46 @@ async def test_a_full_pool_keeps_room_for_clients(
     assert "flattening c is interrupted" in caplog.text
     caplog.clear()
     await assert_clean(members)
+
+
+def family_that_merges() -> Catalogue:
+    """A clone whose uppermost layer, 3, goes into its head, 4: its only snapshot was deleted."""
+    catalogue = Catalogue()
+    family: list[Operation] = [
+        {"op": "create", "v": "v", "size": MIB, "head": 1, "at": "now"},
+        {"op": "snapshot", "v": "v", "snap": "s", "head": 2, "at": "now"},
+        {"op": "clone", "v": "c", "from": "v", "snap": "s", "head": 3, "at": "now"},
+        {"op": "snapshot", "v": "c", "snap": "t", "head": 4, "at": "now"},
+        {"op": "unsnapshot", "v": "c", "snap": "t"},
+    ]
+    for operation in family:
+        catalogue.apply(operation)
+    assert catalogue.merging() == {3: 4}
+    return catalogue
+
+
+FLATTENING: list[Operation] = [
+    {"op": "flatten", "v": "c", "begin": True, "layers": [3]},
+    {"op": "sever", "v": "c", "layers": [3]},
+]
+
+
+@pytest.mark.parametrize("carried_out", range(3))
+def test_it_is_the_same_whether_a_layer_is_merged_before_or_after(carried_out: int) -> None:
+    """Goal: an operation in the log fits, and does the same, although a checkpoint that was under
+    way has merged the layer that it names.
+    """
+    other = family_that_merges()
+    for operation in FLATTENING:
+        other.apply(operation)
+    other.remove({3: 4}, 1)
+    catalogue = family_that_merges()
+    for number, operation in enumerate(FLATTENING):
+        if number == carried_out:
+            catalogue.remove({3: 4}, 1)
+        catalogue.apply(operation)
+    if carried_out == len(FLATTENING):
+        catalogue.remove({3: 4}, 1)
+    assert catalogue.pack() == other.pack()
+    assert (catalogue.layers[4].parent, catalogue.layers[4].copied) == (0, True)
+    assert catalogue.layers[1].children == 1

@@ -22,8 +22,8 @@ TOGETHER = 24
 BATCH = 240
 """Between two looks at whether good clients are served."""
 OBJECTS_MAX, RESIDENT_KIB_MAX = 4000, 24 << 10
-"""What may be there more than after the first half: by then caches, and what the allocator keeps, are
-full; the latter took 27 MiB more in a process that had done nothing before."""
+"""What may be there more than after the first half: by then caches are full, and so is what the
+allocator keeps, which took 27 MiB more in a process that had done nothing before."""
 PATIENCE_S = 30
 """For any answer to a good client, whatever the hostile ones do."""
 

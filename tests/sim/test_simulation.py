@@ -26,6 +26,7 @@ REGRESSIONS: dict[str, tuple[int, str | None]] = {
     "a member fails while a checkpoint is written, and comes back": (5000426, None),
     "those that a stale member was in sync with have failed since": (20000045, None),
     "a layer is merged while it is cut off": (45000023, None),
+    "a flattening is a step behind as the pool goes down": (40000270, None),
     "the disk that has the end of the log dies as it is opened": (20000167, None),
 }
 """Seeds that found something, when the workload was what it was then; each also has a test of

@@ -152,6 +152,11 @@ class BlockMap(PageReader):
             for number in range(first, end):
                 self._drop(up, number)
 
+    def keep_only(self, layer: Layer, number: int, exact: Page | None) -> None:
+        """Forget a page as a layer sees it, unless it is this one."""
+        if layer.pages.get(number) is not exact:
+            self._drop(layer, number)
+
     def drop_layer_pages(self, layer: Layer) -> None:
         """Forget all cached pages of a layer that goes away."""
         layer.pages.clear()

@@ -82,6 +82,7 @@ class WriteBuffer:
         "used",
         "view",
         "wanted",
+        "written_bytes",
     )  # fmt: skip
 
     def __init__(self, capacity_blocks: int, opened_at: float):
@@ -91,6 +92,8 @@ class WriteBuffer:
         self.view: memoryview = np.empty(self.memory_bytes, dtype=np.uint8).data
         self.claim_bytes = 0
         """What of the pool's space is set aside for it until it is written."""
+        self.written_bytes = 0
+        """What its commit takes; 0 until that has a place."""
         self.used = 0
         """Blocks of memory taken; overwritten ones count once, zeroed ones still count."""
         self.records = 0

@@ -314,6 +314,8 @@ class Checkpointer:
             layer.frozen_pending = {}
             layer.frozen_gained = 0
         self._map.generation += 1
+        for layer, number, exact in frozen.merged:
+            self._map.keep_only(layer, number, exact)
         for number, change in frozen.delta.items():
             self._table.add_live(number, change)
         self._forget_cooled(freed)

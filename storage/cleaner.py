@@ -85,8 +85,13 @@ class Cleaner:
 
     # -- when
 
-    def checkpointed(self, commit: int) -> None:
-        """Counts are exact as of a commit: what was emptied by then is freed, or was not empty."""
+    def checkpointed(self, commit: int, *, layers_gone: bool) -> None:
+        """Counts are exact as of a commit: what was emptied by then is freed, or was not empty.
+
+        What layers held that are gone may have kept segments from that: they are tried again.
+        """
+        if layers_gone:
+            self._tries.clear()
         self.emptied = {n: since for n, since in self.emptied.items() if since > commit}
 
     async def round(self, most: int = 1 << 30, *, mixed: bool = False) -> bool:

@@ -17,9 +17,8 @@ from storage.buffer import LayerBuffer, WriteBuffer
 from storage.commit import LayerMoves, Placed
 from storage.entry import BLOCK_SHIFT
 from storage.layer import Layer
-from storage.space import SpaceBudget
+from storage.space import MOVE_BYTES, SpaceBudget
 
-MOVE_COST_BYTES = 40
 RECORDS_MAX = 4096
 """Zero ranges and operations in one buffer; keeps record tables small."""
 
@@ -144,10 +143,12 @@ class Intake:
         """
         if self.failure is not None:
             raise self.failure
-        buffer = self.open or self._open_buffer(reserve=True, unbounded=True)
-        assert buffer is not None
+        # A commit of its own: the open buffer may be made to fit what is left of a segment.
+        self.seal()
+        buffer = self.open = WriteBuffer(0, trio.current_time())
+        self._space.held(buffer)
         buffer.moves, buffer.placed = moves, placed
-        self._space.claim(buffer, sum(len(each.rows) for each in moves) * MOVE_COST_BYTES)
+        self._space.claim(buffer, sum(len(each.rows) for each in moves) * MOVE_BYTES)
         self.seal()
         buffer.wanted = True
         return buffer

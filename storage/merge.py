@@ -10,10 +10,12 @@ blocks only change their owner.
     page in both                    read both; what the lower one overwrote is given back, and the
                                     rest becomes its own: one delta or base is written
 
-So the I/O follows the smaller of the two layers. Pages in memory stay as they are: what a block
-of the lower layer holds does not change. When the upper layer stores nothing any more it leaves
-the tree. Layers below have deltas that count from the nearest base above them; whichever base
-the merged page keeps or gets, it holds nothing that those deltas do not repeat.
+So the I/O follows the smaller of the two layers. Pages in memory stay as they are, as what a block
+of the lower layer holds does not change, but for those that name where a block of the upper one
+was before it was moved: that was a hint, and now it has to be exact. When the upper layer stores
+nothing any more it leaves the tree. Layers below have deltas that count from the nearest base above
+them; whichever base the merged page keeps or gets, it holds nothing that those deltas do not
+repeat.
 """
 
 import trio
@@ -89,6 +91,10 @@ class Merger:
         row = [*base, 0, 0]
         if merged.changed.any() or not base[0]:
             row = await store_page(self._meta, merged, row)
+        cached = lower.pages.get(number)
+        if cached is not None and (cached.entries != merged.entries)[inherited].any():
+            cached = None
+        frozen.merged.append((lower, number, cached))
         frozen.replace_blobs([upper_row, lower_row], row)
         frozen.stage(lower, number, row)
         frozen.stage(upper, number, NO_ROW)

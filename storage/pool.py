@@ -309,7 +309,7 @@ class Pool(Transfers):
         self._checkpointed_commit = self._checkpointer.position.commit
         self._checkpointed_at = trio.current_time()
         self._commits_at_checkpoint = commits
-        self.cleaner.checkpointed(self._checkpointed_commit)
+        self.cleaner.checkpointed(self._checkpointed_commit, layers_gone=bool(gone))
         self.space.paused = False
         self._log.intake.pulse()
         log.debug(

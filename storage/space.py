@@ -8,6 +8,7 @@ and trims, which work on a full pool (R17).
 from collections.abc import Awaitable, Callable, Iterable
 
 from storage.buffer import WriteBuffer
+from storage.commit import HEADER_BYTES
 from storage.entry import BLOCK_BYTES
 from storage.segments import SegmentTable
 
@@ -42,7 +43,12 @@ CREDIT_SEGMENTS = 2
 FILL_MAX = 0.97
 """How much of a segment stored blocks take at best; the rest is record tables and paddings."""
 
-SMALL_BUFFER_BLOCKS = 32
+SMALL_BUFFER_BLOCKS = 16
+"""A buffer is made to fit what is left of a segment unless that is less: a commit costs 8 KiB."""
+
+ROW_BYTES = 24
+MOVE_BYTES = 40
+"""Rows of a record table: an extent, and where one was moved to."""
 
 
 class SpaceBudget:
@@ -64,6 +70,8 @@ class SpaceBudget:
         self._credit_bytes = CREDIT_SEGMENTS * table.segment_bytes
         self._outstanding = 0
         """Worst-case bytes of buffers that are not written yet."""
+        self._unsettled = 0
+        """Bytes of commits that have their place, and are not durable: they count as live then."""
 
     @property
     def reserve_segments(self) -> int:
@@ -90,8 +98,7 @@ class SpaceBudget:
     def is_full(self) -> bool:
         """Whether live data fills the pool, but for less than a commit of one block; counts are
         upper bounds between checkpoints."""
-        least = self._worst(1)
-        return self._table.live_bytes + self._outstanding + least > self.capacity_bytes
+        return self._live_soon() + self._worst(1) > self.capacity_bytes
 
     @property
     def has_room(self) -> bool:
@@ -105,12 +112,14 @@ class SpaceBudget:
         if free <= 0:
             return 0  # what is left of the open segment is for what the cleaner has to log
         placed = room_in_segment + free * per_segment - self._outstanding
-        live = self.capacity_bytes - self._table.live_bytes - self._outstanding
-        return max(0, min(placed, live))
+        return max(0, min(placed, self.free_bytes()))
 
     def free_bytes(self) -> int:
         """What a user may still write, as told in the pool's status."""
-        return max(0, self.capacity_bytes - self._table.live_bytes - self._outstanding)
+        return max(0, self.capacity_bytes - self._live_soon())
+
+    def _live_soon(self) -> int:
+        return self._table.live_bytes + self._outstanding + self._unsettled
 
     @property
     def is_paced(self) -> bool:
@@ -141,8 +150,7 @@ class SpaceBudget:
         if not unbounded and self.is_paced:
             return 0
         blocks = self.buffer_blocks_max
-        left = self._left_behind(room_in_segment, queue) - COMMIT_COST_BYTES
-        fitting = left // BLOCK_COST_BYTES
+        fitting = _fitting(self._left_behind(room_in_segment, queue))
         if SMALL_BUFFER_BLOCKS <= fitting < blocks:
             blocks = fitting
         available = self.available_bytes(room_in_segment)
@@ -152,9 +160,10 @@ class SpaceBudget:
 
     def _left_behind(self, room_in_segment: int, queue: Iterable[WriteBuffer]) -> int:
         for buffer in queue:
-            if buffer.claim_bytes > room_in_segment:
+            size = _likely_bytes(buffer)
+            if size > room_in_segment:
                 room_in_segment = self._table.segment_bytes
-            room_in_segment -= buffer.claim_bytes
+            room_in_segment -= size
         return room_in_segment
 
     @staticmethod
@@ -174,15 +183,33 @@ class SpaceBudget:
     def written(self, buffer: WriteBuffer, commit_bytes: int) -> None:
         """Its commit has its place now; it is no longer a claim on free space."""
         self._outstanding -= buffer.claim_bytes
+        self._unsettled += commit_bytes
+        buffer.written_bytes = commit_bytes
         # Bounded: what was written while there was room is not to be made up for.
         self._credit_bytes = max(self._credit_bytes - commit_bytes, -self._table.segment_bytes)
 
     def requeued(self, buffer: WriteBuffer) -> None:
         """Its place was lost; it has to be written again."""
         self._outstanding += buffer.claim_bytes
+        self._unsettled -= buffer.written_bytes
+        buffer.written_bytes = 0
 
     def released(self, buffer: WriteBuffer) -> None:
         """It is durable, or was empty: its memory is given back."""
         self._memory_held -= buffer.memory_bytes
+        self._unsettled -= buffer.written_bytes
         if buffer.empty:
             self._outstanding -= buffer.claim_bytes
+
+
+def _likely_bytes(buffer: WriteBuffer) -> int:
+    """What its commit takes if nothing compresses and it is of one layer: no promise, unlike what
+    it claims, by which the last twentieth of each segment would stay empty."""
+    moves = sum(len(each.rows) for each in buffer.moves)
+    table = HEADER_BYTES + ROW_BYTES * buffer.used + MOVE_BYTES * moves
+    return -(-table // BLOCK_BYTES) * BLOCK_BYTES + buffer.used * BLOCK_BYTES
+
+
+def _fitting(left_bytes: int) -> int:
+    """Blocks of a commit that fills so much, likewise; the log needs two paddings."""
+    return (left_bytes - HEADER_BYTES - 3 * BLOCK_BYTES) // (BLOCK_BYTES + ROW_BYTES)

@@ -16,7 +16,7 @@ from storage.entry import KIND_MASK, RAW, ZERO, Words, live_by_segment, unpack
 from storage.layer import Layer
 from storage.merged import Merged, PageReader
 from storage.meta import MetaWriter
-from storage.page import PendingPage, settle
+from storage.page import Page, PendingPage, settle
 from storage.pageblob import CHUNK_PAGES, CHUNK_SHIFT
 from storage.root import LogPosition
 from storage.usage import Usage
@@ -50,6 +50,8 @@ class Frozen:
     """Changed directory chunks by layer and number, whole."""
     located: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)
     """Where those of them lie that are not empty."""
+    merged: list[tuple[Layer, int, Page | None]] = field(default_factory=list)
+    """Pages of layers that got more of their own, and what of that is cached and exact."""
     _came: list[Words] = field(default_factory=list)
     _went: list[Words] = field(default_factory=list)
     _lost: list[Words] = field(default_factory=list)

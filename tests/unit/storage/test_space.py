@@ -3,10 +3,12 @@
 import random
 
 import pytest
+import trio
 
 from blockdev.device import BlockDevice
 from blockdev.errors import NoSpaceError
 from storage.pool import Pool
+from storage.segments import Role, State
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, read
 
 BLOCK = 4096
@@ -127,5 +129,46 @@ async def test_filling_and_trimming_again_and_again_loses_nothing() -> None:
             assert await write_until_full(device, coin) > 8 * MIB
             await device.trim(0, 1 << 30)
             assert bytes(await device.read(0, MIB)) == bytes(MIB)
+        await device.close()
+    await assert_clean(members)
+
+
+async def test_segments_of_the_log_are_filled_to_their_end() -> None:
+    """Goal: what stays empty at the end of segments is bounded, as it costs like a fuller pool:
+    the cleaner moves more. Also while moves are logged in between."""
+    members = await new_members()
+    coin = random.Random(1)
+    async with opened(members) as pool:
+        await pool.create_volume("v", 40 * MIB)
+        device = pool.open_export("v")
+        for block in coin.sample(range(40 * MIB // BLOCK), 5 * MIB // BLOCK):
+            await device.write(block * BLOCK, coin.randbytes(BLOCK))
+        await pool.flush()
+        for block in coin.sample(range(40 * MIB // BLOCK), 15 * MIB // BLOCK):
+            await device.write(block * BLOCK, coin.randbytes(BLOCK))
+            if block % 400 == 0:
+                await pool.cleaner.round(1)
+        await pool.flush()
+        await device.close()
+        log = [s for s in pool.table.all() if s.role is Role.LOG and s.state is State.SEALED]
+        used = sum(segment.used_bytes for segment in log)
+        assert len(log) > 12
+        assert used > 0.98 * len(log) * pool.table.segment_bytes
+    await assert_clean(members)
+
+
+async def test_what_is_not_durable_yet_counts_as_used() -> None:
+    """Goal: the reserve is never written into, however much is on its way to the members."""
+    members = await new_members()
+    async with opened(members) as pool:
+        await pool.create_volume("v", 64 * MIB)
+        device = pool.open_export("v")
+        coin = random.Random(2)
+        before = pool.info().free_bytes
+        for i in range(40 * MIB // BLOCK):
+            await device.write(i * BLOCK, coin.randbytes(BLOCK))
+            if i % 64 == 0:
+                await trio.lowlevel.checkpoint()
+            assert pool.info().free_bytes <= before - i * BLOCK
         await device.close()
     await assert_clean(members)

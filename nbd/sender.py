@@ -80,6 +80,19 @@ class Sender:
     def _send(self) -> bool:
         """Send what the socket takes; return whether that was everything."""
         replies = self.replies
+        if len(replies) == 1:
+            # A quick client's only answer, often; this spares 0.5 us of lists.
+            reply = replies[0]
+            try:
+                sent = self._sock.send(reply)
+            except BlockingIOError:
+                return False
+            self.sent_bytes += sent
+            if sent == len(reply):  # type: ignore[arg-type]
+                replies.clear()
+                return True
+            replies[0] = memoryview(reply)[sent:]
+            return False
         while replies:
             some = replies if len(replies) <= IOV_MAX else replies[:IOV_MAX]
             try:

@@ -55,6 +55,7 @@ class Intake:
         self.kick = trio.Event()
         """Set when the committer has something to do."""
         self._newest: WriteBuffer | None = None
+        self._left = False
         self._pulse = trio.Event()
         self._space = space
         self._room_in_segment = room_in_segment
@@ -177,6 +178,7 @@ class Intake:
             raise self.failure
         if self.stalled:
             raise NoSpaceError(str(self.stalled))
+        await self._refuse_left()
         if self._space.busy or self._space.paused or self._space.is_paced:
             # A flush of what is written gives memory back, and tells what space is left.
             self.starved = True
@@ -226,6 +228,7 @@ class Intake:
         while not buffer.done.is_set():
             if self.stalled is not None:
                 raise NoSpaceError(str(self.stalled))
+            await self._refuse_left()
             await self._pulse.wait()
         if buffer.error is not None:
             raise buffer.error
@@ -237,6 +240,17 @@ class Intake:
         if self.failure is None:
             self.failure = ClosedError("the pool is closed")
         self.pulse()
+
+    def leave(self) -> None:
+        """Nothing is written any more, and nobody was asked: whoever waits for that is told."""
+        self._left = True
+        self.pulse()
+
+    async def _refuse_left(self) -> None:
+        if self._left:
+            # Mostly by a cancellation that is the caller's as well, and comes first.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            raise ClosedError("the pool was left without being closed")
 
     def nudge(self, age_s: float) -> None:
         """Start to commit an open buffer that is older than `age_s`, without waiting for it."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from blockdev.errors import ClosedError, DeviceError, NoSpaceError
+from blockdev.errors import DeviceError, NoSpaceError
 from storage import encode
 from storage.buffer import WriteBuffer
 from storage.commit import CommitHeader, Records
@@ -104,17 +104,22 @@ class Log:
 
     async def run(self) -> None:
         """Commit for ever; the pool's nursery runs this, nothing else cancels it."""
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                while self.intake.failure is None:
-                    await self.intake.kick.wait()
-                    self.intake.kick = trio.Event()
-                    await self._work()
-            finally:
-                # Others in the pool may be a step behind: what they seal now, nobody would write.
-                self._nursery = None
-                self.die(ClosedError("the pool was left without being closed"))
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    await self._commit()
+                finally:
+                    # Others in the pool may be a step behind, and still seal something.
+                    self._nursery = None
+        finally:
+            self.intake.leave()
+
+    async def _commit(self) -> None:
+        while self.intake.failure is None:
+            await self.intake.kick.wait()
+            self.intake.kick = trio.Event()
+            await self._work()
 
     async def _work(self) -> None:
         try:

@@ -175,7 +175,6 @@ class Pool(Transfers):
             lambda: self._log.durable.commit, lambda: self._log.intake.failure is None,
             self._log.intake.pulse,
         )  # fmt: skip
-        self.cleaner.on_gain = self._gained
         self.quotas = Quotas(
             self._live, self.blockmap.layers, lambda: self._checkpointer.usage, self.space,
             self._log.intake.flush, self._count_anew,
@@ -273,10 +272,6 @@ class Pool(Transfers):
                 self.cleaner.heat.written(number, part.index)
         if self._replay_cost() >= REPLAY_COST_MAX:
             self.space.paused = True
-
-    def _gained(self, gain_bytes: int) -> None:
-        self.space.gained(gain_bytes)
-        self._log.intake.pulse()
 
     async def flush(self) -> None:
         """Make everything written so far durable. Raises as `BlockDevice.flush`."""

@@ -58,6 +58,7 @@ class Reclaimer:
         self._in_vain_at = -1
         """Commit at which the cleaner found nothing to do."""
         space.is_short = self._is_short
+        cleaner.on_gain = self._gained
 
     # -- how things stand
 
@@ -80,6 +81,10 @@ class Reclaimer:
             return False
         self._kick.set()
         return self._in_vain_at != self._durable_commit()
+
+    def _gained(self, gain_bytes: int) -> None:
+        self._space.gained(gain_bytes)
+        self._wake_writers()
 
     @property
     def _on_the_way(self) -> bool:

@@ -1,7 +1,8 @@
 """The segment table: number to placement, state, live bytes; and the free slots.
 
 Live bytes are upper bounds between checkpoints and exact at each one (R7). A freed
-segment's slots cool down: freed under checkpoint K, they are reusable after K+1 (R10).
+segment's slots cool down: freed under checkpoint K, they are reusable after K+1, or once the pool
+was taken with K (R10).
 """
 
 from collections.abc import Iterable, Sequence
@@ -345,6 +346,10 @@ class SegmentTable:
     def load(self, data: bytes) -> None:
         """Fill an empty table from a checkpoint.
 
+        Segments that it freed are free: whoever opens the pool has published this checkpoint once
+        more on every member, when taking it, which is as good as the next one (R10). So crashes
+        again and again do not take the last segment of a full pool.
+
         Raises:
             DamagedError: the rows make no sense.
         """
@@ -363,6 +368,8 @@ class SegmentTable:
                 Copy(int(m), int(s))
                 for m, s in zip(row["members"][:count], row["slots"][:count], strict=True)
             )
+            if row["state"] == State.FREED:
+                continue
             segment = Segment(number, copies)
             segment.state = State(int(row["state"]))
             segment.role = Role(int(row["role"]))

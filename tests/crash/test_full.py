@@ -167,3 +167,35 @@ def _open_and_maybe_cut(world: SimulatedWorld, shape: Shape, history: History, c
             world.cut_power()
 
     recover(world, shape, history, then)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_full_pool_opens_after_any_series_of_crashes(shape: Shape, seed: int) -> None:
+    """Goal: no series of crashes, soon after or within a recovery, takes the last segment.
+
+    Method: fill up and cut; cut each of many openings at some operation; then open, and delete.
+    """
+    world = new_world(shape, seed)
+    history = History()
+    coin = random.Random(seed)
+
+    async def body() -> None:
+        async with opened(world, shape) as pool:
+            await fill_up(history, pool, seed)
+            world.cut_power()
+
+    assert live(world, body)
+    for _ in range(40):
+        world = world.reboot(coin.randrange(1, 60))
+        _open_and_maybe_cut(world, shape, history, clean=False)
+    world = world.reboot()
+
+    async def delete(pool: Pool) -> None:
+        filler = Filler(history, pool, 4)
+        await filler.delete("old")
+        await filler.create("again")
+        await filler.fill("again", MIB // BLOCK)
+        await filler.flush()
+
+    assert not recover(world, shape, history, delete)

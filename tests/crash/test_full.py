@@ -1,6 +1,7 @@
 """A full pool: nothing is lost, deletes and trims work, and space comes back."""
 
 import random
+from functools import partial
 
 import pytest
 import trio
@@ -149,15 +150,7 @@ def test_a_full_pool_opens_again(shape: Shape, clean: bool) -> None:
         world = world.reboot()
         _open_and_maybe_cut(world, shape, history, clean)
     world = world.reboot()
-
-    async def delete(pool: Pool) -> None:
-        filler = Filler(history, pool, 4)
-        await filler.delete("old")
-        await filler.create("again")
-        await filler.fill("again", MIB // BLOCK)
-        await filler.flush()
-
-    assert not recover(world, shape, history, delete)
+    assert not recover(world, shape, history, partial(_make_room, history))
     assert not recover(world.reboot(), shape, history)
 
 
@@ -190,12 +183,13 @@ def test_a_full_pool_opens_after_any_series_of_crashes(shape: Shape, seed: int) 
         world = world.reboot(coin.randrange(1, 60))
         _open_and_maybe_cut(world, shape, history, clean=False)
     world = world.reboot()
+    assert not recover(world, shape, history, partial(_make_room, history))
 
-    async def delete(pool: Pool) -> None:
-        filler = Filler(history, pool, 4)
-        await filler.delete("old")
-        await filler.create("again")
-        await filler.fill("again", MIB // BLOCK)
-        await filler.flush()
 
-    assert not recover(world, shape, history, delete)
+async def _make_room(history: History, pool: Pool) -> None:
+    """Delete the old volume, and write into a new one."""
+    filler = Filler(history, pool, 4)
+    await filler.delete("old")
+    await filler.create("again")
+    await filler.fill("again", MIB // BLOCK)
+    await filler.flush()

@@ -6,28 +6,13 @@ from dataclasses import dataclass, field
 from typing_extensions import Buffer
 
 from blockdev.device import EXTENTS_MAX, BlockDevice, Extent
-from blockdev.errors import DeviceError, UnsupportedError
-from nbd.constants import Command, CommandFlag, WireError, wire_error
+from nbd.constants import Command, CommandFlag
 from nbd.contexts import BASE_ALLOCATION, allocation_state
 from nbd.replies import Replies
 from nbd.transmission import Request
 
 SPARSE_BYTES_MIN = 32 << 10
 """Shorter READs are sent with their zeroes: looking for them would cost as much."""
-
-
-def answer_to_failure(request: Request, error: Exception) -> tuple[WireError, bool]:
-    """Return what to answer when a device raised, and whether that is news for an operator."""
-    if isinstance(error, UnsupportedError):
-        # Not a failure: whoever asks for fast zeroes is prepared to hear that there are none.
-        fast = request[1] & CommandFlag.FAST_ZERO
-        return WireError.ENOTSUP if fast else WireError.EINVAL, False
-    return wire_error(error.errno if isinstance(error, DeviceError | OSError) else None), True
-
-
-def describe(request: Request) -> str:
-    """Name a request that a device was asked to carry out, for a log."""
-    return f"type={Command(request[2]).name} offset={request[4]} length={request[5]}"
 
 
 @dataclass(frozen=True, slots=True)

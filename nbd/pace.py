@@ -63,9 +63,8 @@ class Pace:
         self._sleeps += 1
         return LOOKS if self._sleeps % RETRY_EVERY == 0 else int(served != 1)
 
-    def looked(self, *, found: bool) -> None:
-        """Learn whether it paid off to try `LOOKS` times."""
-        if not found:
+    def looked(self, *, found: int, missed: bool) -> None:
+        """Learn how often it paid off to try `LOOKS` times, and whether it then did not."""
+        self._hope = min(self._hope + found, HOPE_MAX)
+        if missed:
             self._hope = max(self._hope - 2, 0)
-        elif self._hope < HOPE_MAX:
-            self._hope += 1

@@ -27,8 +27,8 @@ class Receiver:
         """How much came in so far."""
         self._sock = sock
         self._descriptor = sock.fileno()
-        # What was decrypted before wakes nobody, and does not count as arrived.
-        self._decrypts = isinstance(sock, TlsSocket)
+        self.decrypts = isinstance(sock, TlsSocket)
+        """What was decrypted before wakes nobody, and does not count as arrived."""
         self._count = array("i", [0])
 
     def look(self, room: memoryview, tries: int, *, enough: int = 1) -> int | None:
@@ -42,15 +42,16 @@ class Receiver:
         Raises:
             OSError: the connection broke.
         """
-        if self._decrypts:
-            count = self._receive(room)
+        if self.decrypts:
+            count = self.receive(room)
             if count is not None or tries <= 1:
                 return count
-        if not tries or (tries > 1 and not self._await(tries, enough)):
+        if not tries or (tries > 1 and not self.arrived(tries, enough)):
             return None
-        return self._receive(room)
+        return self.receive(room)
 
-    def _receive(self, room: memoryview) -> int | None:
+    def receive(self, room: memoryview) -> int | None:
+        """Receive what is there; return how much: None for nothing, 0 at the end."""
         try:
             count = self._sock.recv_into(room)
         except BlockingIOError:
@@ -58,8 +59,9 @@ class Receiver:
         self.received_bytes += count
         return count
 
-    def _await(self, tries: int, enough: int) -> bool:
-        """Return whether something arrived in time; the end does not count as something."""
+    def arrived(self, tries: int, enough: int) -> bool:
+        """Look so many times whether something arrived, `enough` of it if that comes soon; the end
+        does not count as something, nor what was decrypted before."""
         ioctl, descriptor, count = fcntl.ioctl, self._descriptor, self._count
         for _ in range(tries):
             ioctl(descriptor, termios.FIONREAD, count)

@@ -91,6 +91,11 @@ class RequestParser:
         )
         self.header_bytes = self._form.size
         """Of a request, its payload aside."""
+        self.usual = (
+            self._form.unpack_from, self._form.size, self._expected, self._flag_with_payload,
+        )  # fmt: skip
+        """How a request looks: what unpacks its header and its size, its magic, and the flags of a
+        usual WRITE; other usual ones have none."""
         # Its pages exist only once something is received into them.
         self._buffer = memoryview(mmap.mmap(-1, RECEIVE_BYTES, flags=_MEMORY_FLAGS))
         self._buffer[: len(early)] = early
@@ -114,6 +119,11 @@ class RequestParser:
             self._buffer[:left] = self._buffer[self._start : self._end]
             self._start, self._end = 0, left
         return self._buffer[self._end :]
+
+    def is_empty(self) -> bool:
+        """Whether no part of a request is there. What is then received into `room` and served by
+        others at once need not be told."""
+        return self._start == self._end and self._awaiting is None
 
     def needs_more(self) -> bool:
         """Whether a large payload is underway, so that no request is whole yet."""

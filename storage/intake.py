@@ -179,13 +179,14 @@ class Intake:
         if self.stalled:
             raise NoSpaceError(str(self.stalled))
         await self._refuse_left()
-        if self._space.busy or self._space.paused or self._space.is_paced:
+        space = self._space
+        if space.busy or space.paused or space.is_paced or space.comes_back:
             # A flush of what is written gives memory back, and tells what space is left.
             self.starved = True
             self.kick.set()
             await self._pulse.wait()
         else:
-            await self._space.make_room()
+            await space.make_room()
 
     def seal(self) -> None:
         """Close the open buffer; what is in it becomes the next commit."""

@@ -15,6 +15,7 @@ from blockdev.errors import DeviceError, NoSpaceError
 from storage.checkpoint import Checkpointer
 from storage.cleaner import Cleaner
 from storage.segments import SegmentTable
+from storage.shared import Shared
 from storage.space import SpaceBudget
 
 log = logging.getLogger("cenote.storage")
@@ -23,10 +24,10 @@ LOOK_EVERY_S = 0.2
 """How often the background looks whether there is something to do."""
 
 BATCH_FRACTION = 8
-SOON_FRACTION = 3.5
+SOON_FRACTION = 2.5
 """So much of the reserve is to be free soon, and checkpoints give back batches of an eighth: while
 one is emptied, and the one before cools down, there is some left for writers until the checkpoint
-is done. With two batches of a sixth there was none, and writers waited for each."""
+is done. With 3.5 there often was none in pools of some GiB, and writers waited for each batch."""
 
 STEPS_MAX = 1000
 """Rounds for one writer; each frees something, or it ends."""
@@ -49,15 +50,20 @@ class Reclaimer:
         self._space = space
         self._cleaner = cleaner
         self._checkpointer = checkpointer
-        self._checkpoint = checkpoint
+        self._checkpoint = Shared(checkpoint)
         self._durable_commit = durable_commit
         self._is_alive = is_alive
         self._kick = trio.Event()
+        self._batched = trio.Event()
+        """Set when there is enough for a checkpoint."""
         self._exact_at = -1
         """Commit of the last checkpoint that was made to find dead segments."""
         self._in_vain_at = -1
         """Commit at which the cleaner found nothing to do."""
+        self._at_work = 0
+        """Pieces of work that the background is doing."""
         space.is_short = self._is_short
+        space.is_reclaiming = lambda: self._at_work > 0
         cleaner.on_gain = self._gained
 
     # -- how things stand
@@ -69,8 +75,10 @@ class Reclaimer:
     def _lacking(self) -> int:
         """How many more segments should be free soon. As late as can be: what dies meanwhile need
         not be moved."""
-        wanted = max(2, int(self._space.reserve_segments / SOON_FRACTION))
-        return self._space.writer_floor + wanted - self._soon_free()
+        return self._space.writer_floor + self._wanted() - self._soon_free()
+
+    def _wanted(self) -> int:
+        return max(2, int(self._space.reserve_segments / SOON_FRACTION))
 
     def _batch(self) -> int:
         return max(1, self._space.reserve_segments // BATCH_FRACTION)
@@ -83,7 +91,10 @@ class Reclaimer:
         return self._in_vain_at != self._durable_commit()
 
     def _gained(self, gain_bytes: int) -> None:
-        self._space.gained(gain_bytes)
+        # The more is lacking the less of it writers get, half at least: given all of it, what is
+        # to be free soon never came back to what it should be, and writers stopped at each batch.
+        lacking = min(max(0, self._lacking()), self._wanted())
+        self._space.gained(int(gain_bytes * (1 - lacking / (2 * self._wanted()))))
         self._wake_writers()
 
     @property
@@ -112,13 +123,17 @@ class Reclaimer:
 
     async def _checkpoint_batches(self) -> None:
         while True:
-            await trio.sleep(LOOK_EVERY_S)
+            with trio.move_on_after(LOOK_EVERY_S):
+                await self._batched.wait()
+            self._batched = trio.Event()
             while await self._tried(self._checkpoint_batch):
                 self._wake_writers()
+            self._wake_writers()
 
     async def _tried(self, work: Callable[[], Awaitable[bool]]) -> bool:
         if not self._is_alive():
             return False
+        self._at_work += 1
         try:
             return await work()
         except NoSpaceError as error:
@@ -126,6 +141,9 @@ class Reclaimer:
         except DeviceError as error:
             if self._is_alive():
                 log.error("cleaning failed: %s", error)
+        finally:
+            self._at_work -= 1
+        self._wake_writers()
         await trio.sleep(PAUSE_S)
         return False
 
@@ -134,7 +152,9 @@ class Reclaimer:
         if lacking <= 0:
             self._cleaner.rest()
             return False
-        if await self._cleaner.round(most=2 * lacking, mixed=not self._on_the_way):
+        if await self._cleaner.round(most=min(lacking, self._batch()), mixed=not self._on_the_way):
+            if self._has_batch:
+                self._batched.set()
             return True
         if self._on_the_way:
             await self._checkpoint()

@@ -67,6 +67,8 @@ class SpaceBudget:
         self._memory_held = 0
         self.is_short: Callable[[], bool] = lambda: False
         """Whether writers have to go at the pace at which space comes back."""
+        self.is_reclaiming: Callable[[], bool] = lambda: False
+        """Whether space is being made anyway, and writers are told of it."""
         self._credit_bytes = CREDIT_SEGMENTS * table.segment_bytes
         self._outstanding = 0
         """Worst-case bytes of buffers that are not written yet."""
@@ -123,13 +125,25 @@ class SpaceBudget:
 
     @property
     def is_paced(self) -> bool:
-        """Whether writers wait for the cleaner to net some more space."""
-        return self._credit_bytes <= 0 and self.is_short()
+        """Whether writers wait for the cleaner to net some more space. What is in memory counts as
+        written: else all of that could be filled on the credit of one byte."""
+        return self._credit_bytes <= self._outstanding and self.is_short()
+
+    @property
+    def comes_back(self) -> bool:
+        """Whether to wait for space is better than to make some: who makes it himself goes on only
+        when his step is done, a checkpoint mostly, though space came back at its beginning."""
+        return not self.is_full and self.is_reclaiming()
 
     def gained(self, gain_bytes: int) -> None:
         """The cleaner netted so much space; writers may use as much."""
-        most = CREDIT_SEGMENTS * self._table.segment_bytes
-        self._credit_bytes = min(most, self._credit_bytes + gain_bytes)
+        self._change_credit(gain_bytes)
+
+    def _change_credit(self, change_bytes: int) -> None:
+        # Bounded: what was written while there was room is not to be made up for.
+        segment = self._table.segment_bytes
+        changed = self._credit_bytes + change_bytes
+        self._credit_bytes = max(-segment, min(CREDIT_SEGMENTS * segment, changed))
 
     def has_memory(self, unbounded: bool) -> bool:
         """Whether another buffer may be opened."""
@@ -185,8 +199,7 @@ class SpaceBudget:
         self._outstanding -= buffer.claim_bytes
         self._unsettled += commit_bytes
         buffer.written_bytes = commit_bytes
-        # Bounded: what was written while there was room is not to be made up for.
-        self._credit_bytes = max(self._credit_bytes - commit_bytes, -self._table.segment_bytes)
+        self._change_credit(-commit_bytes)
 
     def requeued(self, buffer: WriteBuffer) -> None:
         """Its place was lost; it has to be written again."""

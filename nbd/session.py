@@ -24,17 +24,13 @@ from nbd.failures import FailureLog, answer_to_failure
 from nbd.limits import Limits
 from nbd.memory import Memory
 from nbd.pace import LOOKS, WORK_PER_LOOK, Activity, Pace
-from nbd.quick import QuickLane
+from nbd.quick import BATCH_BYTES_MAX, BATCH_REQUESTS_MAX, QuickLane
 from nbd.receiver import Receiver
 from nbd.sender import Sender
 from nbd.stream import Stream, has_hung_up, unread
 from nbd.terms import Counters, Terms
 from nbd.transmission import Request, RequestParser, held_bytes, is_goodbye, narrow, refusal
 
-BATCH_REQUESTS_MAX = 256
-"""Replies leave after so many requests at the latest, before the client runs dry."""
-BATCH_BYTES_MAX = 1 << 20
-"""Replies are sent at this size: more would only grow memory."""
 GULP_BYTES = 64 << 10
 """Long payloads are received so much at a time, while the client sends on."""
 YIELD_WORK = 256
@@ -108,7 +104,6 @@ class Session:
         self._disconnecting = False
         self._dropped = ""
         self._failures = FailureLog()
-        self._enough = 1
         self._scope = trio.CancelScope()
         self._reading = trio.CancelScope()
         self._nursery: trio.Nursery | None = None
@@ -205,23 +200,24 @@ class Session:
             looks = 1 if woken else pace.looks(served, backlog.requests)
             if looks == LOOKS and served == 1 and self._may_hurry():
                 turn = -(-(YIELD_WORK - work) // WORK_PER_LOOK)
-                quick, count = self._quick.serve(turn)
-                work += quick * WORK_PER_LOOK
-                served_before = counters.requests - 1  # not the depth of its queue
-                pace.looked(found=quick, missed=count is None and quick < turn)
+                singles, count, more = self._quick.serve_singles(turn)
+                work += singles * WORK_PER_LOOK
+                # One at a time, but for the last ones: the depth of its queue.
+                served_before += max(singles - 1, 0) if count is None else singles
+                pace.looked(found=singles, missed=count is None and singles < turn)
                 if sender.replies:
                     await sender.drain()
                 if sender.failure:
                     return
-                more = False
-                if quick == turn:
+                if singles == turn:
                     continue
             else:
                 room = parser.room()
-                enough = self._enough if parser.large is None else min(len(room), GULP_BYTES)
+                enough = self._quick.enough if parser.large is None else min(len(room), GULP_BYTES)
                 count = receiver.look(room, looks, enough=enough)
                 if looks == LOOKS:
                     pace.looked(found=int(count is not None), missed=count is None)
+                more = count is not None and parser.received(count)
             if count is None:
                 await trio.lowlevel.wait_readable(self._sock)
                 woken, work, more = True, 0, False
@@ -232,7 +228,6 @@ class Session:
             if looks > 1:
                 work += WORK_PER_LOOK
             work += count >> 16
-            more = parser.received(count)
 
     async def _serve_received(self) -> bool:
         """Serve all that was received; return whether to go on."""
@@ -258,6 +253,11 @@ class Session:
 
     def _serve_batch(self) -> bool:
         """Serve what was received; return whether it stopped early for a limit."""
+        if not self._stopping:
+            if not self._quick.serve_received():
+                return False
+            if self._quick.limited:
+                return True
         parser, replies = self._parser, self._sender.replies
         try_view, try_write, data_head, done, grain_mask, writable, sparse_min, most = self._fast
         size_bytes = self._device.size_bytes
@@ -315,7 +315,7 @@ class Session:
         counters.read_bytes += read_bytes
         counters.written_bytes += written_bytes
         # Who has just sent a small write will send another: its header, then its payload.
-        self._enough = parser.header_bytes + 1 if written_bytes else 1
+        self._quick.enough = parser.header_bytes + 1 if written_bytes else 1
         return more
 
     def _serve_unusual(self, request: Request) -> None:

@@ -91,14 +91,15 @@ class RequestParser:
         )
         self.header_bytes = self._form.size
         """Of a request, its payload aside."""
-        self.usual = (
-            self._form.unpack_from, self._form.size, self._expected, self._flag_with_payload,
-        )  # fmt: skip
-        """How a request looks: what unpacks its header and its size, its magic, and the flags of a
-        usual WRITE; other usual ones have none."""
         # Its pages exist only once something is received into them.
         self._buffer = memoryview(mmap.mmap(-1, RECEIVE_BYTES, flags=_MEMORY_FLAGS))
         self._buffer[: len(early)] = early
+        self.usual = (
+            self._form.unpack_from, self._form.size, self._expected, self._flag_with_payload,
+            self._buffer,
+        )  # fmt: skip
+        """How a request looks: what unpacks its header and its size, its magic, and the flags of a
+        usual WRITE, as other usual ones have none; and the buffer where those in `span` are."""
         self._start = 0
         self._end = len(early)
         self._awaiting: Request | None = None  # its payload is underway, not in `_buffer`
@@ -121,9 +122,19 @@ class RequestParser:
         return self._buffer[self._end :]
 
     def is_empty(self) -> bool:
-        """Whether no part of a request is there. What is then received into `room` and served by
-        others at once need not be told."""
+        """Whether no part of a request is there."""
         return self._start == self._end and self._awaiting is None
+
+    def span(self) -> tuple[int, int]:
+        """Return where in the buffer requests are that were received, from the beginning of one;
+        (-1, -1) if a payload comes first, or the last one is not taken back."""
+        if self._awaiting is not None or self._lent is not None:
+            return -1, -1
+        return self._start, self._end
+
+    def served(self, start: int) -> None:
+        """Say that requests up to there were served."""
+        self._start = start
 
     def needs_more(self) -> bool:
         """Whether a large payload is underway, so that no request is whole yet."""

@@ -62,7 +62,7 @@ class Opened:
     """(segment, offset) where metadata goes on."""
     replayed: int
     losses: dict[int, int] = field(default_factory=dict)
-    """`losses` of each member when the replay began to make copies alike."""
+    """`losses` of each member when the replay began to make copies alike, or when it came back."""
 
 
 # -- taking it
@@ -192,7 +192,7 @@ async def load(
 ) -> Opened:
     """Load the newest checkpoint, replay the log behind it, and bring its copies level."""
     opened = await load_checkpoint(roster, members, cache_bytes)
-    opened.losses = {member.index: member.losses for member in roster.in_sync()}
+    opened.losses = {member.index: member.losses for member in members if member is not None}
     async with aclosing(replay(opened, was_clean=was_clean)) as commits:
         async for _ in commits:
             pass
@@ -258,8 +258,8 @@ async def replay(
     # The log only ever leaves a segment behind a commit that is durable.
     durable = max(sb.durable_commit, *(jump.after_commit for jump in sb.jumps), 0)
     walk = Replay(
-        opened.table, sb.pool_uuid, sb.jumps, opened.position, durable, level=level,
-        was_clean=was_clean,
+        opened.table, sb.pool_uuid, sb.jumps, opened.position, durable,
+        opened.roster.last_holders, level=level, was_clean=was_clean,
     )  # fmt: skip
     batch: list[Records] = []
     count = 0
@@ -301,6 +301,7 @@ async def begin(opened: Opened, *, was_clean: bool) -> None:
     if was_clean and segment is not None and table.has_all_copies(segment):
         _seal_others(opened, keep=segment.number)
         return
+    _refuse_if_unsafe(opened)
     failures = await opened.store.flush(roster.in_sync())
     if failures:
         raise DeviceError(
@@ -319,6 +320,25 @@ async def begin(opened: Opened, *, was_clean: bool) -> None:
     opened.position = LogPosition(at.commit, at.checksum, fresh.number, 0)
     _seal_others(opened, keep=fresh.number)
     log.info("log recovered: commits_replayed=%d end_of_log=%d", opened.replayed, at.commit)
+
+
+def _refuse_if_unsafe(opened: Opened) -> None:
+    """What was replayed must be on a member in sync, or have been durable on one that is not.
+
+    Raises:
+        DeviceError: it is only where writes fail, so that it cannot be made durable.
+    """
+    known = opened.root.position.commit if opened.root else 0
+    for segment in opened.table.all():
+        if segment.last_commit <= known or not segment.places:
+            continue
+        holders = [member for member, _ in segment.places]
+        if not any(m.in_sync or (m.stale_since or 0) >= segment.last_commit for m in holders):
+            raise DeviceError(
+                "the end of the log is only on members that fail, and cannot be made durable; "
+                f"see to the disk, or attach missing members: member={holders[0].name} "
+                f"segment={segment.number} commit={segment.last_commit}"
+            )
 
 
 def _seal_others(opened: Opened, keep: int) -> None:

@@ -98,7 +98,7 @@ async def open_pool(
     roster = await opening.take(newest, attached, env)
     cache_bytes = max(settings.page_cache_bytes, 4 << 20)
     opened = await opening.load(roster, attached, cache_bytes, was_clean=newest.clean)
-    await Resync(opened.table, opened.roster).bring_back()
+    await Resync(opened.table, opened.roster, opened.losses).bring_back()
     await opening.begin(opened, was_clean=newest.clean)
     pool = Pool(opened, settings, env)
     failure: Exception | None = None

@@ -8,7 +8,7 @@ does not end it: it may be a commit that was acknowledged, so the pool refuses, 
 """
 
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from uuid import UUID
@@ -24,7 +24,7 @@ from storage.errors import DamagedError
 from storage.member import Member
 from storage.root import LogPosition
 from storage.segments import Role, Segment, SegmentTable
-from storage.superblock import Jump
+from storage.superblock import Copy, Jump
 
 WINDOW_BYTES = 128 << 10
 """Read at once: many small commits."""
@@ -53,12 +53,15 @@ class Found:
 class _Outcomes:
     """What came of reading the copies of one commit that was not found whole.
 
-    A commit that is not whole on some copy in sync was never acknowledged. One that cannot be
+    A commit that is not whole on some copy that counts was never acknowledged. One that cannot be
     read on any may have been: then nobody can say where the log ends. A member that failed a moment
-    ago, as the pool was taken, is not in sync any more, and yet may hold the only copy.
+    ago, as the pool was taken, is not in sync any more, and yet may hold the only copy: `counting`
+    has the members that know, see `Roster.last_holders`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, counting: set[int], *, was_clean: bool = False) -> None:
+        self._counting = counting
+        self._was_clean = was_clean
         self._failure: DeviceError | None = None
         self._is_known = False
 
@@ -72,16 +75,22 @@ class _Outcomes:
         except DeviceError as error:
             self._failure = error
         else:
-            self._is_known |= member.in_sync
+            self._is_known |= member.index in self._counting
 
     def refuse_if_unknown(self, at: LogPosition) -> None:
         """Raise DeviceError if no copy that counts could be read."""
-        if self._failure is not None and not self._is_known:
+        if self._is_known or (self._was_clean and self._failure is None):
+            return
+        if self._failure is None:
             raise DeviceError(
-                "what may be the end of the log cannot be read, and may have been durable; "
-                "see to the disk, or attach missing members: "
-                f"after_commit={at.commit} segment={at.segment} error={self._failure}"
-            ) from self._failure
+                "the members that know where the log ends are gone, attach missing members: "
+                f"after_commit={at.commit} segment={at.segment} members={sorted(self._counting)}"
+            )
+        raise DeviceError(
+            "what may be the end of the log cannot be read, and may have been durable; "
+            "see to the disk, or attach missing members: "
+            f"after_commit={at.commit} segment={at.segment} error={self._failure}"
+        ) from self._failure
 
 
 @dataclass
@@ -93,6 +102,8 @@ class Replay:
     jumps: tuple[Jump, ...]
     end: LogPosition
     durable: int
+    last_holders: Callable[[Iterable[Copy]], set[int]]
+    """As `Roster.last_holders`."""
     commits: int = 0
     level: bool = True
     """Write whole commits over torn copies of them."""
@@ -102,6 +113,8 @@ class Replay:
     _window_bytes: int = WINDOW_BYTES
     _ahead: tuple[Member, int] | None = None
     """Where reading has begun."""
+    _known: dict[int, set[int]] = field(default_factory=dict)
+    """By segment, whose copies count."""
 
     async def commits_in_order(self) -> AsyncGenerator[Found, None]:
         """Yield every commit that counts; the caller applies it before it asks for the next.
@@ -152,6 +165,12 @@ class Replay:
         found.segment.last_commit = found.header.number
         return found
 
+    def _counting(self, segment: Segment) -> set[int]:
+        known = self._known.get(segment.number)
+        if known is None:
+            known = self._known[segment.number] = self.last_holders(segment.copies)
+        return known
+
     def _after_jump(self, at: LogPosition) -> LogPosition:
         for jump in self.jumps:
             if jump.after_commit == at.commit and jump.segment != at.segment:
@@ -174,7 +193,7 @@ class Replay:
                 f"the log goes on where no member is attached, attach missing members: "
                 f"after_commit={at.commit} segment={segment.number}"
             )
-        outcomes = _Outcomes()
+        outcomes = _Outcomes(self._counting(segment), was_clean=self.was_clean)
         for which, (member, _) in enumerate(segment.places):
             with outcomes.of(member):
                 found = await self._read(segment, at, which)
@@ -262,14 +281,15 @@ class Replay:
         whole: memoryview | None = None
         torn: list[tuple[Member, int]] = []
         header = found.header
-        outcomes = _Outcomes()
+        counting = self._counting(found.segment)
+        outcomes = _Outcomes(counting)
         for member, base in found.segment.places:
             data = memoryview(b"")
             with outcomes.of(member):
                 data = memoryview(await member.read(base + header.offset, header.total_bytes))
             if self._is_whole(data, found):
                 whole = data
-            elif member.in_sync:
+            elif member.index in counting:
                 torn.append((member, base))
         if whole is None:
             outcomes.refuse_if_unknown(self.end)

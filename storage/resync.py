@@ -7,7 +7,7 @@ another copy in the background, whole, one after the other.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -29,11 +29,17 @@ class Resync:
 
     table: SegmentTable
     roster: Roster
+    losses: dict[int, int] = field(default_factory=dict)
+    """Of members, before the log was replayed; kept up to date."""
 
     async def bring_back(self) -> None:
-        """Make attached stale members current; one that fails stays stale."""
-        for member in self.roster.members:
-            if member is not None and member.stale_since is not None:
+        """Make attached stale members current; one that fails stays stale.
+
+        Who left last comes first: he may have what the others lack.
+        """
+        members = [member for member in self.roster.members if member is not None]
+        for member in sorted(members, key=lambda m: -m.left.tried.sequence):
+            if member.stale_since is not None:
                 try:
                     await self._bring_back(member, member.stale_since)
                 except DeviceError as error:
@@ -43,6 +49,10 @@ class Resync:
         losses = member.losses
         missed = [s for s in self.table.all() if s.last_commit > since and _slot(s, member)]
         for segment in missed:
+            if member.index in self.roster.last_holders(segment.copies):
+                # Nobody has more of it. Replay made its end whole, and that must not be lost.
+                losses = self.losses.get(member.index, losses)
+                continue
             slot = _slot(segment, member)
             assert slot is not None
             source = [place for place in segment.places if place[0].in_sync]
@@ -58,6 +68,7 @@ class Resync:
             member.stale_since = since
             self.table.relocate_all()
             raise
+        self.losses[member.index] = member.losses
         log.warning("member is in sync again: member=%s segments=%d", member.name, len(missed))
 
     async def _copy(

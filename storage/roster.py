@@ -5,7 +5,7 @@ the others before it returns, so nothing is acknowledged without that (R5).
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import trio
@@ -14,7 +14,7 @@ from blockdev.errors import DeviceError, TakenError
 from storage import superblock
 from storage.errors import FencedError, PoolError
 from storage.member import Member, read_superblock
-from storage.superblock import SUPERBLOCK_BYTES, Left, MemberRow, Superblock
+from storage.superblock import SUPERBLOCK_BYTES, Copy, Left, MemberRow, Superblock
 
 log = logging.getLogger("cenote.storage")
 
@@ -40,6 +40,19 @@ class Roster:
     def in_sync(self) -> list[Member]:
         """Attached members that hold everything durable."""
         return [m for m in self.members if m is not None and m.in_sync]
+
+    def last_holders(self, copies: Iterable[Copy]) -> set[int]:
+        """Members that have all that was ever durable in a segment with these copies: those in
+        sync. If none is, those that left last, attached or not: as long as one of them was in
+        sync, the log could go on there without the others, and since then it could not.
+        """
+        rows = self.rows()
+        holders = {copy.member for copy in copies}
+        in_sync = {index for index in holders if rows[index].stale_since is None}
+        if in_sync or not holders:
+            return in_sync
+        last = max(rows[index].left.tried.sequence for index in holders)
+        return {index for index in holders if rows[index].left.tried.sequence == last}
 
     def rows(self) -> tuple[MemberRow, ...]:
         """The member table as it stands now."""

@@ -1,15 +1,30 @@
 """A log that cannot be read where it may end: nothing that was acknowledged is forgotten."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Collection
+from uuid import UUID
 
 import pytest
 from typing_extensions import Buffer
 
 from blockdev.errors import ClosedError, DeviceError, NoSpaceError, TakenError
 from blockdev.simulated import SimulatedDisk, SimulatedWorld
-from storage.member import closing_offset
+from storage.errors import MissingMemberError
+from storage.member import closing_offset, read_superblock
+from storage.pool import open_pool
 from storage.superblock import DATA_START_BYTES
-from tests.crash.harness import MIB, ONE, TWO_OF_THREE, Shape, live, new_world, opened
+from tests.crash.harness import (
+    MIB,
+    ONE,
+    SETTINGS,
+    TWO_OF_THREE,
+    Shape,
+    live,
+    members,
+    new_world,
+    opened,
+)
+from tests.sim.deterministic import environment
 
 BLOCK = bytes(range(256)) * 16
 
@@ -17,15 +32,21 @@ Unreadable = Callable[[int, int], bool]
 """Of an offset and a length."""
 
 
-def world_with_a_flushed_block(shape: Shape) -> SimulatedWorld:
+def world_with_a_flushed_block(
+    shape: Shape, where: list[tuple[int, int]] | None = None
+) -> SimulatedWorld:
+    """`where` gets the range of its commit in the slot of the log."""
     world = new_world(shape, 31)
 
     async def body() -> None:
         async with opened(world, shape) as pool:
             await pool.create_volume("v", MIB)
             device = pool.open_export("v")
+            before = pool._log.durable.offset
             await device.write(0, BLOCK)
             await device.flush()
+            if where is not None:
+                where.append((before, pool._log.durable.offset))
             world.cut_power()
 
     assert live(world, body)
@@ -107,3 +128,58 @@ def test_what_cannot_be_read_far_behind_the_log_does_no_harm(
         world.disks[0], monkeypatch, lambda offset, length: offset <= bad < offset + length
     )
     holds_the_block(world, ONE)
+
+
+def error_without(
+    world: SimulatedWorld, gone: int | None, without: Collection[UUID] = ()
+) -> DeviceError | None:
+    """Open it with a disk less, find the block, and make a checkpoint that names it; or why not."""
+
+    async def body() -> None:
+        some = [each for i, each in enumerate(members(world, TWO_OF_THREE)) if i != gone]
+        env = environment((world.seed, 2))
+        async with open_pool(some, settings=SETTINGS, env=env, without=without) as pool:
+            assert bytes(await pool.open_export("v").read(0, len(BLOCK))) == BLOCK
+            await pool.checkpoint()
+            world.cut_power()
+
+    try:
+        live(world, body)
+    except DeviceError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("times", [1, None])
+@pytest.mark.parametrize(("gone", "failing"), [*itertools.permutations(range(3), 2)])
+def test_the_end_of_the_log_on_a_disk_that_fails_while_the_other_is_gone(
+    gone: int, failing: int, times: int | None
+) -> None:
+    """Goal: a pool that opened then counts on that disk, or has what was on it elsewhere; one
+    that refused has lost nothing.
+
+    Method: the last commit is whole on one disk only, as if the power had gone while it was
+    written. The pool is forced open without the other one, and the first cannot be written to as
+    the pool is taken. Later the third and the one that was gone are all there is, or any two.
+    """
+    where: list[tuple[int, int]] = []
+    world = world_with_a_flushed_block(TWO_OF_THREE, where)
+    start, end = where[0]
+    world.disks[gone].corrupt(DATA_START_BYTES + start, end - start)
+    uuids: list[UUID] = []
+
+    async def read_uuids() -> None:
+        for disk in world.disks:
+            found = await read_superblock(disk)
+            assert found is not None
+            uuids.append(found.me.uuid)
+
+    live(world, read_uuids)
+    world.disks[failing].fail_write(times=times)
+    error = error_without(world, gone, [uuids[gone]])
+    assert error is None or (times is None and "cannot be made durable" in str(error))
+    assert error_without(world.reboot(), None) is None
+    for lacking in range(3):
+        error = error_without(world.reboot(), lacking)
+        is_missed = isinstance(error, MissingMemberError) and lacking != gone
+        assert error is None or is_missed or "attach missing members" in str(error)

@@ -28,6 +28,7 @@ REGRESSIONS: dict[str, tuple[int, str | None]] = {
     "a layer is merged while it is cut off": (45000023, None),
     "a flattening is a step behind as the pool goes down": (40000270, None),
     "the disk that has the end of the log dies as it is opened": (20000167, None),
+    "the end of the log is on a disk that fails, and the other one is gone": (60000146, None),
 }
 """Seeds that found something, when the workload was what it was then; each also has a test of
 its own beside what was wrong."""

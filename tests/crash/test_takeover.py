@@ -219,5 +219,5 @@ def test_a_refusal_that_is_taken_for_a_failure_is_found(monkeypatch: pytest.Monk
         honest(self, member, since, DeviceError(str(error)))
 
     monkeypatch.setattr(Roster, "fail", fails)
-    with pytest.raises(AssertionError, match="called stale|went on with a pool"):
+    with pytest.raises(AssertionError, match=r"called stale|went on with a pool"):
         take_over_at_each(TWO_OF_THREE, 3, pauses=False)

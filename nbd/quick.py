@@ -39,6 +39,8 @@ class QuickLane:
         """Bytes that are likely to come together, see `Receiver.look`."""
         self.limited = False
         """Whether the last batch ended for its size."""
+        self.longest_bytes = min(SPARSE_BYTES_MIN - 1, payload_bytes_max)
+        """Longer requests are not short."""
         self._device = device
         self._parser = parser
         self._receiver = receiver
@@ -52,7 +54,7 @@ class QuickLane:
             terms.replies.done,
             device.block_bytes - 1,
             not terms.flags & ExportFlag.READ_ONLY,
-            min(SPARSE_BYTES_MIN - 1, payload_bytes_max),
+            self.longest_bytes,
             *parser.usual,
         )
 

@@ -16,9 +16,9 @@ import trio
 from typing_extensions import Buffer
 
 from blockdev.device import BlockDevice
-from nbd.answers import SPARSE_BYTES_MIN, Answers
+from nbd.answers import Answers
 from nbd.backlog import Backlog
-from nbd.constants import Command, ExportFlag, WireError
+from nbd.constants import Command, WireError
 from nbd.errors import ProtocolError
 from nbd.failures import FailureLog, answer_to_failure
 from nbd.limits import Limits
@@ -35,7 +35,6 @@ GULP_BYTES = 64 << 10
 """Long payloads are received so much at a time, while the client sends on."""
 YIELD_WORK = 256
 """Requests, or 64 KiB of data, between two turns of other tasks: about 2 ms."""
-NEVER = 1 << 62
 
 _READ = int(Command.READ)
 _WRITE = int(Command.WRITE)
@@ -71,17 +70,6 @@ class Session:
         self._extended = terms.extended
         self._contexts = terms.contexts
         self._answers = Answers(device, terms.replies, terms.contexts)
-        # What each batch needs, in one place: looking them up costs as much as a request.
-        self._fast = (
-            device.try_view,
-            device.try_write,
-            terms.replies.data,
-            terms.replies.done,
-            device.block_bytes - 1,
-            not terms.flags & ExportFlag.READ_ONLY,
-            SPARSE_BYTES_MIN if terms.replies.chunked else NEVER,
-            limits.payload_bytes_max,
-        )
         self._payload_max = limits.payload_bytes_max
         self._counters = counters
         self._memory = memory
@@ -253,73 +241,33 @@ class Session:
 
     def _serve_batch(self) -> bool:
         """Serve what was received; return whether it stopped early for a limit."""
-        if not self._stopping:
-            if not self._quick.serve_received():
+        parser, counters = self._parser, self._counters
+        requests_max = counters.requests + BATCH_REQUESTS_MAX
+        read_bytes_max = counters.read_bytes + BATCH_BYTES_MAX
+        while True:
+            if not self._stopping:
+                if not self._quick.serve_received():
+                    return False
+                if self._quick.limited:
+                    return True
+            request = parser.next_request()
+            if request is None:
                 return False
-            if self._quick.limited:
-                return True
-        parser, replies = self._parser, self._sender.replies
-        try_view, try_write, data_head, done, grain_mask, writable, sparse_min, most = self._fast
-        size_bytes = self._device.size_bytes
-        stopping = self._stopping
-        served = read_bytes = written_bytes = 0
-        more = False
-        for request in parser.requests():
-            served += 1
-            _, flags, kind, cookie, offset, length = request
+            counters.requests += 1
             try:
-                if (
-                    flags
-                    or not length
-                    or offset + length > size_bytes
-                    or (offset | length) & grain_mask
-                    or length > most
-                    or stopping
-                ):
-                    self._serve_unusual(request)
-                elif kind == _READ:
-                    if length >= sparse_min and self._answers.has_zeroes(offset, length):
-                        data = None
-                    else:
-                        data = try_view(offset, length)
-                    if data is not None:
-                        replies.append(data_head(cookie, offset, length))
-                        replies.append(data)
-                        read_bytes += length
-                        if read_bytes < BATCH_BYTES_MAX and served < BATCH_REQUESTS_MAX:
-                            continue
-                    else:
-                        self._serve_later(request)
-                elif kind == _WRITE and writable:
-                    if try_write(offset, parser.payload):
-                        replies.append(done(kind, cookie, offset))
-                        written_bytes += length
-                        if served < BATCH_REQUESTS_MAX:
-                            continue
-                    else:
-                        self._serve_later(request)
-                else:
-                    self._serve_unusual(request)
+                self._serve_one(request)
             except Exception as error:
                 self._fail(request, error)
             if (
-                read_bytes >= BATCH_BYTES_MAX
-                or served >= BATCH_REQUESTS_MAX
+                counters.requests >= requests_max
+                or counters.read_bytes >= read_bytes_max
                 or self._disconnecting
                 or self._backlog.is_full()
             ):
-                more = True
-                break
-        counters = self._counters
-        counters.requests += served
-        counters.read_bytes += read_bytes
-        counters.written_bytes += written_bytes
-        # Who has just sent a small write will send another: its header, then its payload.
-        self._quick.enough = parser.header_bytes + 1 if written_bytes else 1
-        return more
+                return True
 
-    def _serve_unusual(self, request: Request) -> None:
-        """Serve what the fast path does not: other commands, flags, errors."""
+    def _serve_one(self, request: Request) -> None:
+        """Serve what the quick lane left: what is long or unusual, wrong, or must wait."""
         kind = request[2]
         if kind == Command.DISC:
             self._disconnecting = True
@@ -346,8 +294,27 @@ class Session:
             self._answer_error(request, error, error.name)
         elif not request[5] and kind != Command.FLUSH:
             self._sender.replies.append(self._replies.done(kind, request[3], request[4]))
-        else:
+        elif not self._serve_long(request):
             self._serve_later(request, only)
+
+    def _serve_long(self, request: Request) -> bool:
+        """Serve a long READ or WRITE if that can be done at once; return whether it was."""
+        _, flags, kind, cookie, offset, length = request
+        if flags or length <= self._quick.longest_bytes:
+            return False
+        if kind == _READ:
+            if self._replies.chunked and self._answers.has_zeroes(offset, length):
+                return False
+            data = self._device.try_view(offset, length)
+            if data is None:
+                return False
+            self._sender.replies += (self._replies.data(cookie, offset, length), data)
+        elif kind == _WRITE and self._device.try_write(offset, self._parser.payload):
+            self._sender.replies.append(self._replies.done(kind, cookie, offset))
+        else:
+            return False
+        self._count(request)
+        return True
 
     def _serve_later(self, request: Request, only: tuple[int, ...] | None = None) -> None:
         """Start a task for a request that must wait."""

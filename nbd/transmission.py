@@ -19,7 +19,7 @@ object for each costs more than the rest of its parsing.
 
 import mmap
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 from typing_extensions import Buffer
 
@@ -56,7 +56,7 @@ assert _EXTENDED.size == 32
 
 
 class RequestParser:
-    """Receive into `room`, say how much with `received`, drain `requests`.
+    """Receive into `room`, say how much with `received`, take each `next_request`.
 
     The flag PAYLOAD_LEN of an extended WRITE is turned around: clear when its payload
     came with it, as is usual, so that usual requests have no flags in either form.
@@ -127,8 +127,10 @@ class RequestParser:
 
     def span(self) -> tuple[int, int]:
         """Return where in the buffer requests are that were received, from the beginning of one;
-        (-1, -1) if a payload comes first, or the last one is not taken back."""
-        if self._awaiting is not None or self._lent is not None:
+        (-1, -1) if a payload comes first. The payload of the last request is taken back."""
+        if self._lent is not None:
+            self._take_back()
+        if self._awaiting is not None:
             return -1, -1
         return self._start, self._end
 
@@ -155,7 +157,7 @@ class RequestParser:
         return self._end - self._start != self._form.size or not self._is_payload_underway()
 
     def _is_payload_underway(self) -> bool:
-        """Whether the header that is there is of a small write; anything else is for `requests`."""
+        """Whether the header that is there is of a small write; anything else may be whole."""
         if self._buffer[self._start + _TYPE_AT] != _WRITE or self._awaiting is not None:
             return False
         magic, flags, kind, _, _, length = self._form.unpack_from(self._buffer, self._start)
@@ -165,9 +167,9 @@ class RequestParser:
             and 0 < length <= min(OWN_BUFFER_BYTES, self._payload_bytes_max)
         )
 
-    def requests(self) -> Iterator[Request]:
-        """Yield whole requests until more must be received; those with payload leave it in
-        `payload`. Stopping in between is fine: a new iterator goes on behind the last request.
+    def next_request(self) -> Request | None:
+        """Return the next whole request, None until more was received. What came with it is in
+        `payload` until the next request is taken.
 
         Raises:
             ProtocolError: the stream is not at a request.
@@ -175,35 +177,28 @@ class RequestParser:
         self._take_back()
         if self._awaiting is not None:
             if not self._take_awaited():
-                return
-            request: Request = self._awaiting
-            self._awaiting = None
-            yield request
-            self._take_back()
-        # A generator, for its local variables: calls and attributes cost more than parsing.
-        form, expected = self._form, self._expected
-        flag_with_payload, kind_with_payload = self._flag_with_payload, self._kind_with_payload
-        buffer, unpack_from, end, size = self._buffer, form.unpack_from, self._end, form.size
-        start = self._start
-        while end - start >= size:
-            request = unpack_from(buffer, start)
-            magic, flags, kind, _, _, length = request
-            if magic != expected:
-                raise ProtocolError(f"bad request magic: magic={magic:#x}")
-            first = start + size
-            carries = kind == kind_with_payload or flags & flag_with_payload
-            if flag_with_payload and kind == _WRITE:
-                request = (magic, flags ^ _PAYLOAD_LEN, *request[2:])
-            if carries:
-                start = first + length
-                if start > end:
-                    self._await_payload(request, first)
-                    return
-                self.payload = buffer[first:start]
-            else:
-                start = first
-            self._start = start
-            yield request
+                return None
+            request, self._awaiting = self._awaiting, None
+            return request
+        first = self._start + self._form.size
+        if first > self._end:
+            return None
+        request = self._form.unpack_from(self._buffer, self._start)
+        magic, flags, kind, _, _, length = request
+        if magic != self._expected:
+            raise ProtocolError(f"bad request magic: magic={magic:#x}")
+        carries = kind == self._kind_with_payload or flags & self._flag_with_payload
+        if self._flag_with_payload and kind == _WRITE:
+            request = (magic, flags ^ _PAYLOAD_LEN, *request[2:])
+        if not carries:
+            self._start = first
+        elif first + length <= self._end:
+            self._start = first + length
+            self.payload = self._buffer[first : self._start]
+        else:
+            self._await_payload(request, first)
+            return None
+        return request
 
     def keep_payload(self) -> Buffer:
         """Return the last payload for as long as the caller wants it; `Memory.recycle` it then."""

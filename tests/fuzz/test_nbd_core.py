@@ -142,7 +142,7 @@ def parse(arrives: list[bytes], *, extended: bool) -> tuple[Requests, int]:
     ends = deque(accumulate(map(len, arrives)))
     while True:
         try:
-            for request in parser.requests():
+            for request in iter(parser.next_request, None):
                 found.whole.append(as_asked(request, parser, extended))
         except ProtocolError:
             found.closed = True

@@ -51,7 +51,7 @@ def parse(stream: bytes, piece: int = 1 << 30, early: int = 0, *, extended: bool
     fed = early
     may_be_whole = True
     while True:
-        for found in parser.requests():
+        for found in iter(parser.next_request, None):
             assert may_be_whole
             carries = (found[2] == WRITE) != (extended and bool(found[1] & PAYLOAD_LEN))
             payload = bytes(parser.payload) if carries else b""
@@ -125,7 +125,7 @@ def test_a_kept_payload_outlives_the_next(size: int) -> None:
             room[:count] = stream[:count]
             stream = stream[count:]
             parser.received(count)
-            kept += [parser.keep_payload() for _ in parser.requests()]
+            kept += [parser.keep_payload() for _ in iter(parser.next_request, None)]
     assert [bytes(payload) for payload in kept] == [b"a" * size, b"b" * size, b"c" * size]
 
 
@@ -320,9 +320,9 @@ def test_a_header_ahead_of_its_payload_is_nothing_to_serve_yet(extended: bool) -
 
     assert not receive(header)
     assert receive(bytes(4096))
-    assert [found[2] for found in parser.requests()] == [WRITE]
+    assert [found[2] for found in iter(parser.next_request, None)] == [WRITE]
     assert receive(form(WRITE, 0, 0, flags=flags))
-    assert [found[2] for found in parser.requests()] == [WRITE]
+    assert [found[2] for found in iter(parser.next_request, None)] == [WRITE]
     assert receive(form(READ, 0, 4096))
-    assert [found[2] for found in parser.requests()] == [READ]
+    assert [found[2] for found in iter(parser.next_request, None)] == [READ]
     assert receive(large)  # its payload gets a buffer of its own

@@ -33,7 +33,7 @@ unit: $(TEST_READY)
 	$(PYTEST) -q -n 2 --dist worksteal -m "not system and not long" $(ARGS)
 
 long: $(TEST_READY)
-	$(PYTEST) -q -n 2 --dist worksteal -m long $(ARGS)
+	$(PYTEST) -q -n 2 --dist worksteal -o faulthandler_timeout=0 -m long $(ARGS)
 
 bench: $(TEST_READY)
 	$(VENV)/bin/python -m bench.run $(ARGS)

@@ -114,13 +114,18 @@ class QuickLane:
                 break
             more = False
         self._parser.served(start)
-        counters = self._counters
-        counters.requests += served
-        counters.read_bytes += read_bytes
-        counters.written_bytes += written_bytes
-        # Who has just sent a small write will send another: its header, then its payload.
-        self.enough = header + 1 if written_bytes else 1
+        if served:
+            counters = self._counters
+            counters.requests += served
+            counters.read_bytes += read_bytes
+            counters.written_bytes += written_bytes
+            self.expect_another(written=written_bytes > 0)
         return more
+
+    def expect_another(self, *, written: bool) -> None:
+        """Say what was served last: who sent a write will send another, its header, and then
+        its payload."""
+        self.enough = self._parser.header_bytes + 1 if written else 1
 
     def serve_singles(self, most: int) -> tuple[int, int | None, bool]:
         """Receive and serve requests that come one by one, at most so many, as long as the next

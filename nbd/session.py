@@ -38,6 +38,9 @@ YIELD_WORK = 256
 
 _READ = int(Command.READ)
 _WRITE = int(Command.WRITE)
+_FLUSH = int(Command.FLUSH)
+_DISC = int(Command.DISC)
+_BLOCK_STATUS = int(Command.BLOCK_STATUS)
 
 
 class Session:
@@ -65,7 +68,7 @@ class Session:
         """What the client holds of the server's memory."""
         self._sock = sock
         self._device = device
-        self._flags = terms.flags
+        self._flags = int(terms.flags)
         self._replies = terms.replies
         self._extended = terms.extended
         self._contexts = terms.contexts
@@ -269,11 +272,11 @@ class Session:
     def _serve_one(self, request: Request) -> None:
         """Serve what the quick lane left: what is long or unusual, wrong, or must wait."""
         kind = request[2]
-        if kind == Command.DISC:
+        if kind == _DISC:
             self._disconnecting = True
             return
         only: tuple[int, ...] | None = None
-        if kind == Command.BLOCK_STATUS:
+        if kind == _BLOCK_STATUS:
             payload = self._parser.payload if self._extended else None
             narrowed = narrow(request, payload, self._contexts)
             if narrowed is None:
@@ -292,7 +295,7 @@ class Session:
             error = WireError.ESHUTDOWN
         if error is not None:
             self._answer_error(request, error, error.name)
-        elif not request[5] and kind != Command.FLUSH:
+        elif not request[5] and kind != _FLUSH:
             self._sender.replies.append(self._replies.done(kind, request[3], request[4]))
         elif not self._serve_long(request):
             self._serve_later(request, only)
@@ -314,6 +317,7 @@ class Session:
         else:
             return False
         self._count(request)
+        self._quick.expect_another(written=kind == _WRITE)
         return True
 
     def _serve_later(self, request: Request, only: tuple[int, ...] | None = None) -> None:

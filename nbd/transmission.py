@@ -251,8 +251,13 @@ class RequestParser:
             self.payload = memoryview(b"")
 
 
-# Plain ints: `~` of an IntFlag has only the bits that have names.
+# Plain ints: `~` of an IntFlag has only the bits that have names, and `&` takes 1.5 us.
 _ALWAYS = int(CommandFlag.FUA)  # accepted everywhere once it was advertised
+_DF = int(CommandFlag.DF)
+_SEND_DF = int(ExportFlag.SEND_DF)
+_READ_ONLY = int(ExportFlag.READ_ONLY)
+_FLUSH = int(Command.FLUSH)
+_BLOCK_STATUS = int(Command.BLOCK_STATUS)
 _FLAGS: dict[int, int] = {
     Command.READ: _ALWAYS | CommandFlag.DF.value,
     Command.WRITE: _ALWAYS,
@@ -270,7 +275,7 @@ _STATUS_GRAIN_BYTES = 512
 
 
 def refusal(
-    request: Request, *, flags: ExportFlag, size_bytes: int, grain_bytes: int, payload_max: int
+    request: Request, *, flags: int, size_bytes: int, grain_bytes: int, payload_max: int
 ) -> WireError | None:
     """Return the error a request deserves before it meets a device, or None.
 
@@ -284,11 +289,11 @@ def refusal(
     allowed = _FLAGS.get(kind)
     if allowed is None or request_flags & ~allowed:
         return WireError.EINVAL
-    if request_flags & CommandFlag.DF and not flags & ExportFlag.SEND_DF:
+    if request_flags & _DF and not flags & _SEND_DF:
         return WireError.EINVAL
-    if kind == Command.FLUSH:
+    if kind == _FLUSH:
         return None
-    if kind in _CHANGING and flags & ExportFlag.READ_ONLY:
+    if kind in _CHANGING and flags & _READ_ONLY:
         return WireError.EPERM
     if kind in _WITH_DATA and length > payload_max:
         return WireError.EINVAL
@@ -296,7 +301,7 @@ def refusal(
         return WireError.ENOSPC if kind in _GROWING else WireError.EINVAL
     if (offset | length) & (grain_bytes - 1):
         return WireError.EINVAL
-    if kind == Command.BLOCK_STATUS and not length:
+    if kind == _BLOCK_STATUS and not length:
         return WireError.EINVAL  # there is no extent to tell of
     return None
 
@@ -306,7 +311,7 @@ def held_bytes(request: Request) -> int:
     kind, length = request[2], request[5]
     if kind in _WITH_DATA:
         return length
-    if kind == Command.BLOCK_STATUS:
+    if kind == _BLOCK_STATUS:
         return _STATUS_EXTENT_BYTES * min(length // _STATUS_GRAIN_BYTES + 1, EXTENTS_MAX)
     return 0
 

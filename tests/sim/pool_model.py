@@ -19,19 +19,25 @@ Action = Callable[[Pool], Awaitable[None]]
 
 @dataclass
 class Snap:
-    """A snapshot; `line` are the numbers of those that it stands on."""
+    """A snapshot; `line` are the numbers of those that it stands on, as of a volume."""
 
     number: int
     size_bytes: int
     line: tuple[int, ...]
+    unsure: bool = False
 
 
 @dataclass
 class Vol:
-    """A volume; `line` are the numbers of the snapshots that it stands on."""
+    """A volume; `line` are the numbers of the snapshots that it stands on, also of deleted ones,
+    and of what volumes were when they were cloned without one.
+    """
 
     size_bytes: int
     line: tuple[int, ...] = ()
+    unsure: bool = False
+    """Whether it may have been cut off from the beginning of its line: when one of several that
+    stand on something without a name is flattened, the pool decides whose it was."""
     snaps: dict[str, Snap] = field(default_factory=dict)
 
 

@@ -198,7 +198,7 @@ class Pools(RuleBasedStateMachine):
     def _freeze(self, name: str, snap: str) -> None:
         self.made += 1
         vol = self.names[name]
-        vol.snaps[snap] = Snap(self.made, vol.size_bytes, vol.line)
+        vol.snaps[snap] = Snap(self.made, vol.size_bytes, vol.line, vol.unsure)
         vol.line = (*vol.line, self.made)
 
     @precondition(lambda self: self.names)
@@ -246,7 +246,9 @@ class Pools(RuleBasedStateMachine):
         name, snap = found[index % len(found)]
         vol = self.names[name]
         record = vol.snaps[snap]
-        vol.size_bytes, vol.line = record.size_bytes, self._line(record)
+        vol.size_bytes, vol.line, vol.unsure = (
+            record.size_bytes, self._line(record), record.unsure,
+        )  # fmt: skip
         size = record.size_bytes
 
         def apply(state: model.State) -> None:
@@ -263,14 +265,16 @@ class Pools(RuleBasedStateMachine):
         name, snap = found[index % len(found)]
         new = self.new_name()
         record = self.names[name].snaps[snap]
-        self.names[new] = Vol(record.size_bytes, self._line(record))
+        self.names[new] = Vol(record.size_bytes, self._line(record), record.unsure)
         self.change(model.clone(name, snap, new), lambda pool: pool.clone(name, snap, new))
 
     @precondition(lambda self: self.names and len(self.names) < VOLUMES_MAX)
     @rule(index=indexes)
     def fork(self, index: int) -> None:
         name, new = self.volume(index), self.new_name()
-        self.names[new] = replace(self.names[name], snaps={})
+        vol = self.names[name]
+        vol.line = (*vol.line, self.made)
+        self.names[new] = replace(vol, snaps={})
         self.change(model.fork(name, new), lambda pool: pool.clone(name, None, new))
 
     @precondition(lambda self: self.promotable())
@@ -288,15 +292,23 @@ class Pools(RuleBasedStateMachine):
     def flatten(self, index: int) -> None:
         name = self.volume(index)
         own = {snap.number for snap in self.names[name].snaps.values()}
-        for other, vol in self.names.items():
-            stands: list[Vol | Snap] = [vol, *vol.snaps.values()]
-            for each in stands:
+        named = {snap.number for vol in self.names.values() for snap in vol.snaps.values()}
+        unnamed = {n for each in self.standing(name) for n in each.line} - named
+        for other in self.names:
+            for each in self.standing(other):
                 first = next((i for i, number in enumerate(each.line) if number in own), None)
                 if first is not None:
                     each.line = each.line[first:]
+                    each.unsure = bool((named - own) & set(each.line))
                 elif other == name:
-                    each.line = ()
+                    each.line, each.unsure = (), False
+                elif unnamed & set(each.line):
+                    each.unsure = True
         self.do(partial(flattened, name))
+
+    def standing(self, name: str) -> list[Vol | Snap]:
+        """What of a volume stands on something."""
+        return [self.names[name], *self.names[name].snaps.values()]
 
     def promotable(self) -> list[tuple[str, str, list[str]]]:
         """Volumes that stand on snapshots of exactly one other, and which these are."""
@@ -308,6 +320,8 @@ class Pools(RuleBasedStateMachine):
                 if source != name
             }
             sources = [source for source, moving in shared.items() if moving]
+            if vol.unsure:
+                continue
             if len(sources) == 1 and not vol.snaps.keys() & set(shared[sources[0]]):
                 found.append((name, sources[0], shared[sources[0]]))
         return found

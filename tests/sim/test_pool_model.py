@@ -299,7 +299,7 @@ class Pools(RuleBasedStateMachine):
                 first = next((i for i, number in enumerate(each.line) if number in own), None)
                 if first is not None:
                     each.line = each.line[first:]
-                    each.unsure = bool((named - own) & set(each.line))
+                    each.unsure |= bool((named - own) & set(each.line))
                 elif other == name:
                     each.line, each.unsure = (), False
                 elif unnamed & set(each.line):

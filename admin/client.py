@@ -16,6 +16,7 @@ from admin.names import SnapshotName
 from admin.scrub_status import ScrubInfo
 from admin.status import ClientInfo, DaemonInfo, ExportInfo, ScheduleInfo
 from admin.wire import decode
+from storage.errors import NotFoundError
 from storage.info import (
     MemberInfo,
     PoolInfo,
@@ -149,6 +150,17 @@ class Client:
         """All snapshots, or those of one volume."""
         path = "/snapshots" if volume is None else f"{_path(volume)}/snapshots"
         return self._list(SnapshotInfo, path)
+
+    def snapshot(self, name: SnapshotName) -> SnapshotInfo:
+        """One snapshot.
+
+        Raises:
+            NotFoundError: the volume has none of that name.
+        """
+        for one in self.snapshots(name.volume):
+            if one.name == name.snapshot:
+                return one
+        raise NotFoundError(f"volume {name.volume!r} has no snapshot {name.snapshot!r}")
 
     def tree(self) -> list[TreeNode]:
         """Volumes, snapshots and clones, each with what it is shown under."""

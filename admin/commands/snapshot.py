@@ -105,7 +105,8 @@ def family_of(volume: str, nodes: list[TreeNode]) -> list[TreeNode]:
 
 
 def delete(client: Client, options: SnapshotOptions) -> DeletedReport:
-    """Delete a snapshot after asking."""
+    """Delete a snapshot after asking, which only one that exists is worth."""
+    client.snapshot(options.name)
     confirm(f"Delete snapshot {options.name}?", yes=options.yes)
     client.delete_snapshot(options.name, disconnect=options.disconnect)
     return DeletedReport("snapshot", str(options.name))
@@ -114,6 +115,7 @@ def delete(client: Client, options: SnapshotOptions) -> DeletedReport:
 def rollback(client: Client, options: SnapshotOptions) -> VolumeReport:
     """Go back to a snapshot after asking."""
     name = options.name
+    client.snapshot(name)
     question = f"Discard everything written to {name.volume} since {name}?"
     confirm(question, yes=options.yes)
     volume = client.rollback(name, disconnect=options.disconnect)

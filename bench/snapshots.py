@@ -6,32 +6,27 @@ usage: python -m bench.snapshots [chain|clones]... [--snapshots N] [--clones N] 
 chain: two volumes get the same writes, a block of every page before each snapshot of one of them.
 Reads are compared by the processor time of the daemon's read path, in turns; what is read
 from disk is counted. Snapshots are made while fio writes at full speed through the NBD server;
-flushes in between tell what sealing and flushing alone take.
+see `bench.snapshot_load`.
 
 clones: of one image of incompressible data. Prints one JSON line per figure.
 """
 
 import argparse
 import gc
-import json
 import random
 import statistics
-import subprocess
 import tempfile
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from pathlib import Path
 
 import trio
 
-from admin.exports import PoolExports
-from bench.machine import describe_machine
+from bench.figures import milliseconds, seconds_of, show
+from bench.snapshot_load import measure_under_load
 from blockdev.file import FileDevice
-from nbd.listeners import listen_unix
-from nbd.server import Server
 from storage.check import check_pool
 from storage.pageblob import PAGE_BLOCKS
 from storage.pool import MemberDevice, Pool, create_pool, open_pool
@@ -44,8 +39,6 @@ HOT_BLOCKS = 100
 """Of each page, those written again and again, so that snapshots have some to themselves."""
 READS = 20_000
 ROUNDS = 11
-UNDER_LOAD = 300
-"""Snapshots made while a client writes."""
 
 
 def main() -> None:
@@ -62,11 +55,6 @@ def main() -> None:
         if not options.part or part in options.part:
             with tempfile.TemporaryDirectory(prefix="bench-", dir=options.directory) as name:
                 trio.run(measure(Path(name), options).run)
-
-
-def show(name: str, **figures: object) -> None:
-    """Print one line."""
-    print(json.dumps(describe_machine() | {"name": name} | figures), flush=True)
 
 
 @asynccontextmanager
@@ -161,7 +149,7 @@ class Chain:
         async with opened(self._directory) as (pool, _):
             await self._cold(pool)
             await self._delete(pool)
-            await self._create(pool)
+            await measure_under_load(pool, "deep", self._directory)
 
     async def _build(self, pool: Pool) -> None:
         for name in ("plain", "deep"):
@@ -239,46 +227,6 @@ class Chain:
             map_reads=count[0],
         )  # fmt: skip
 
-    async def _create(self, pool: Pool) -> None:
-        socket = self._directory / "nbd.sock"
-        server = Server(PoolExports(pool))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(server.serve, [listen_unix(socket)])
-            fio = await trio.lowlevel.open_process(
-                ["fio", "--name=load", "--ioengine=nbd", f"--uri=nbd+unix:///deep?socket={socket}",
-                 "--rw=randwrite", "--bs=4k", "--iodepth=32", f"--size={self._size}",
-                 "--time_based", "--runtime=600", "--refill_buffers", "--norandommap"],
-                stdout=subprocess.DEVNULL,
-            )  # fmt: skip
-            await trio.sleep(3)
-            snapshots, flushes = [], []
-            for i in range(UNDER_LOAD):
-                await trio.sleep(0.02)
-                flushes.append(await _timed(pool.flush))
-                await trio.sleep(0.02)
-                create = partial(pool.create_snapshot, "deep", f"load{i}")
-                snapshots.append(await _timed(create))
-            fio.terminate()
-            await fio.wait()
-            nursery.cancel_scope.cancel()
-        difference = statistics.median(snapshots) - statistics.median(flushes)
-        show(
-            "snapshots created while fio writes", snapshots=len(pool.snapshots("deep")),
-            repeats=UNDER_LOAD, flush_ms=_ms(flushes), snapshot_ms=_ms(snapshots),
-            beyond_ms=round(difference * 1e3, 2),
-        )  # fmt: skip
-
-
-async def _timed(act: Callable[[], object]) -> float:
-    began = time.monotonic()
-    await act()  # type: ignore[misc]
-    return time.monotonic() - began
-
-
-def _ms(seconds: list[float]) -> dict[str, float]:
-    cuts = statistics.quantiles(seconds, n=100)
-    return {"median": round(statistics.median(seconds) * 1e3, 2), "p99": round(cuts[98] * 1e3, 2)}
-
 
 class Clones:
     """Many clones of one image."""
@@ -312,11 +260,11 @@ class Clones:
         await settle(pool)
         show(
             "clones created", clones=self._count, image_mib=self._size // MIB,
-            create_ms=_ms(took), bytes_each=round(grown / self._count),
+            create_ms=milliseconds(took), bytes_each=round(grown / self._count),
         )  # fmt: skip
 
     async def _clone(self, pool: Pool, name: str) -> float:
-        return await _timed(lambda: pool.clone("image", "clean", name))
+        return await seconds_of(lambda: pool.clone("image", "clean", name))
 
     async def _read(self, pool: Pool) -> None:
         map_reads, places, rng = [], set(), random.Random(3)

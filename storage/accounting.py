@@ -4,52 +4,12 @@ Layers are trees: what a layer stores is reached by every name at or below it. W
 found in one pass from the youngest layer to the oldest, as parents are older than children.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
 
 from storage.catalogue import Catalogue
-from storage.info import MemberSpace, PoolSpace, VolumeSpace
-from storage.root import LogPosition
-from storage.segments import Segment, State
+from storage.info import VolumeSpace
+from storage.stock import Stock
 from storage.usage import Usage
-
-if TYPE_CHECKING:
-    from storage.pool import Pool
-
-
-@dataclass(frozen=True, slots=True)
-class Stock:
-    """What segments held at a checkpoint."""
-
-    commit: int = 0
-    segments: int = 0
-    used_bytes: int = 0
-    live_bytes: int = 0
-
-
-def take_stock(
-    segments: Iterable[Segment],
-    live_bytes: Callable[[Segment], int],
-    position: LogPosition,
-    meta_end: tuple[int, int] | None,
-) -> Stock:
-    """Add up segments as of the commit at `position`.
-
-    Args:
-        live_bytes: exact at that commit.
-        meta_end: (segment, offset) behind the metadata of the checkpoint.
-    """
-    ends = {position.segment: position.offset, position.announced: 0}
-    if meta_end is not None:
-        ends[meta_end[0]] = meta_end[1]
-    count = used = live = 0
-    for segment in segments:
-        if segment.state is not State.FREED and segment.announced_in <= position.commit:
-            count += 1
-            used += ends.get(segment.number, segment.used_bytes)
-            live += live_bytes(segment)
-    return Stock(position.commit, count, used, live)
 
 
 def owners(catalogue: Catalogue, *, by_snapshot: bool = False) -> dict[int, str | None]:
@@ -157,61 +117,3 @@ def volume_spaces(
     """What volumes take, each followed by its snapshots. Cost: a pass over the layers."""
     tree = Tree(live, usage)
     return [line for name in names for line in tree.of(name, stock.commit)]
-
-
-def pool_space(
-    pool: "Pool", stock: Stock, usage: Usage, live: Catalogue, promised_bytes: int
-) -> PoolSpace:
-    """The whole pool. Cost: a pass over segments and layers."""
-    table, size = pool.table, pool.table.segment_bytes
-    segments = table.all()
-    cooling = sum(1 for segment in segments if segment.state is State.FREED)
-    newer = len(segments) - cooling - stock.segments
-    free = table.free_segments() if pool.roster.in_sync() else 0
-    reserve = min(free, pool.space.reserve_segments)
-    unique, shared = Tree(live, usage).unique_and_shared_bytes()
-    data = usage.data_bytes
-    return PoolSpace(
-        commit=stock.commit, commits_since=pool.durable_commit - stock.commit,
-        total_bytes=(stock.segments + newer + cooling + free) * size,
-        mapped_bytes=sum(usage.mapped_bytes(layer) for layer, _, _ in usage),
-        data_bytes=data, unique_bytes=unique, shared_bytes=shared,
-        deleted_bytes=data - unique - shared, map_bytes=usage.map_bytes,
-        dead_bytes=stock.used_bytes - stock.live_bytes,
-        unwritten_bytes=stock.segments * size - stock.used_bytes,
-        newer_bytes=newer * size, cooling_bytes=cooling * size, free_bytes=free * size,
-        reserve_bytes=reserve * size, promised_bytes=promised_bytes,
-        members=_member_spaces(pool, segments, reserve),
-    )  # fmt: skip
-
-
-def _member_spaces(pool: "Pool", segments: list[Segment], reserve: int) -> list[MemberSpace]:
-    size = pool.table.segment_bytes
-    rows = pool.roster.rows()
-    used, cooling = [0] * len(rows), [0] * len(rows)
-    for segment in segments:
-        counts = cooling if segment.state is State.FREED else used
-        for copy in segment.copies:
-            counts[copy.member] += 1
-    free = [row.slots - u - c for row, u, c in zip(rows, used, cooling, strict=True)]
-    kept = _shares(reserve * pool.table.copies, free)
-    return [
-        MemberSpace(
-            uuid=row.uuid, name=member.name if member else "", host=row.host,
-            size_bytes=row.size_bytes, overhead_bytes=row.size_bytes - row.slots * size,
-            used_bytes=used[i] * size, cooling_bytes=cooling[i] * size, free_bytes=free[i] * size,
-            reserve_bytes=kept[i] * size,
-        )
-        for i, (row, member) in enumerate(zip(rows, pool.roster.members, strict=True))
-    ]  # fmt: skip
-
-
-def _shares(total: int, parts: list[int]) -> list[int]:
-    """Cut `total` in proportion to `parts`; what rounding leaves goes to the first."""
-    whole = sum(parts)
-    total = min(total, whole)
-    shares = [total * part // whole if whole else 0 for part in parts]
-    for i, part in enumerate(parts):
-        more = min(total - sum(shares), part - shares[i])
-        shares[i] += more
-    return shares

@@ -18,7 +18,6 @@ import trio
 
 from blockdev.errors import DeviceError, NoSpaceError
 from storage import root
-from storage.accounting import Stock, take_stock
 from storage.blockmap import BlockMap
 from storage.catalogue import Catalogue
 from storage.codec import digest_of
@@ -33,6 +32,7 @@ from storage.root import LogPosition, Root
 from storage.roster import Roster
 from storage.segments import Segment, SegmentTable, State
 from storage.staging import Frozen, read_page, store_page
+from storage.stock import Stock, take_stock
 from storage.store import Store, only_full
 from storage.superblock import RootPointer, Superblock
 from storage.usage import DELETED, Usage

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 
 from blockdev.errors import DeviceError
 from storage import pageblob, root
-from storage.accounting import Stock, take_stock
 from storage.blockmap import BlockMap
 from storage.catalogue import Catalogue, decode
 from storage.codec import digest_of
@@ -34,6 +33,7 @@ from storage.replay import Found, Replay
 from storage.root import LogPosition, Piece, Root
 from storage.roster import Roster
 from storage.segments import Role, SegmentTable, State
+from storage.stock import Stock, take_stock
 from storage.store import Store
 from storage.superblock import Jump, Left, MemberRow, Superblock
 from storage.usage import Usage

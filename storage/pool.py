@@ -19,7 +19,7 @@ import trio
 from blockdev.device import BlockDevice
 from blockdev.errors import DeviceError, NoSpaceError
 from storage import gather, opening
-from storage.accounting import pool_space, volume_spaces
+from storage.accounting import volume_spaces
 from storage.arrivals import identify
 from storage.catalogue import Operation, decode, encode
 from storage.checkpoint import Checkpointer
@@ -36,10 +36,10 @@ from storage.member import MemberDevice, read_superblock
 from storage.meta import MetaWriter
 from storage.mover import Mover
 from storage.opening import Opened, follow, make_layers
+from storage.pool_report import pool_info, pool_space
 from storage.quota import Quotas
 from storage.reader import ExtentCache, Reader
 from storage.reclaim import Reclaimer
-from storage.report import pool_info
 from storage.resync import Resync
 from storage.scrub import Scrubber
 from storage.settings import PoolSettings

@@ -8,7 +8,7 @@ backup that is one moment of a live volume, make another snapshot, and ask about
 """
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from storage.blockmap import BlockMap
 from storage.compare import SAME, Comparison
@@ -16,15 +16,25 @@ from storage.entry import BLOCK_BYTES, BLOCK_SHIFT
 from storage.errors import NotFoundError
 from storage.layer import Layer
 from storage.ownership import Depth
+from storage.records import SnapshotRecord, VolumeRecord
 from storage.runs import Run, Runs, in_bytes, walk
 from storage.segments import SegmentTable
-
-if TYPE_CHECKING:
-    from storage.volumes import Volumes
 
 ALLOCATION_DEPTH = "qemu:allocation-depth"
 DIRTY_BITMAP = "qemu:dirty-bitmap:"
 DIRTY = 1
+
+
+class Records(Protocol):
+    """Finds what the catalogue says of a name; both raise NotFoundError."""
+
+    def record(self, name: str) -> VolumeRecord:
+        """The record of a volume."""
+        ...
+
+    def snapshot_record(self, volume: str, snapshot: str) -> SnapshotRecord:
+        """The record of a snapshot."""
+        ...
 
 
 class Contexts:
@@ -35,17 +45,17 @@ class Contexts:
     """
 
     def __init__(
-        self, blockmap: BlockMap, table: SegmentTable, volumes: "Volumes",
+        self, blockmap: BlockMap, table: SegmentTable, records: Records,
         flush: Callable[[], Awaitable[None]],
     ):  # fmt: skip
         self._map = blockmap
         self._table = table
-        self._volumes = volumes
+        self._records = records
         self._flush = flush
 
     def names(self, export: str) -> tuple[str, ...]:
         """The contexts of `VOL` or `VOL@SNAP`."""
-        snapshots = self._volumes.record(export.partition("@")[0]).snapshots
+        snapshots = self._records.record(export.partition("@")[0]).snapshots
         return ALLOCATION_DEPTH, *(DIRTY_BITMAP + name for name in snapshots)
 
     async def status(
@@ -84,4 +94,4 @@ class Contexts:
         return dirty.items
 
     def _base(self, volume: str, snapshot: str) -> Layer:
-        return self._map.layers[self._volumes.snapshot_record(volume, snapshot).layer]
+        return self._map.layers[self._records.snapshot_record(volume, snapshot).layer]

@@ -42,11 +42,9 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-import msgpack
-
 from storage import arrivals
 from storage.errors import DamagedError
-from storage.fields import check_operation, text, whole
+from storage.fields import check_operation, decode, encode, text, whole
 from storage.lineage import LayerChanges, Lineage
 from storage.records import (
     UNKNOWN,
@@ -338,21 +336,3 @@ _OPERATIONS = {
     "flatten": Catalogue._flatten,
     "sever": Catalogue._sever,
 }
-
-
-def encode(value: Any) -> bytes:
-    """Plain values as msgpack."""
-    packed: bytes = msgpack.packb(value)
-    return packed
-
-
-def decode(data: bytes) -> Any:
-    """Plain values from msgpack; every length it claims is held against the bytes there are (R18).
-
-    Raises:
-        DamagedError: not msgpack.
-    """
-    try:
-        return msgpack.unpackb(data, strict_map_key=False)
-    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
-        raise DamagedError(f"not msgpack: {error!r}") from error

@@ -5,6 +5,10 @@ Whoever reads them turns a ValueError, and whatever else does not fit, into Dama
 
 from typing import Any
 
+import msgpack
+
+from storage.errors import DamagedError
+
 NUMBER_MAX = (1 << 63) - 1
 """Of layers, sizes and positions: what every reader can hold."""
 
@@ -45,3 +49,21 @@ def check_operation(operation: Any) -> None:
     for name, check in OPERATION_FIELDS.items():
         if name in operation:
             check(operation[name])
+
+
+def encode(value: Any) -> bytes:
+    """Plain values as msgpack."""
+    packed: bytes = msgpack.packb(value)
+    return packed
+
+
+def decode(data: bytes) -> Any:
+    """Plain values from msgpack; every length it claims is held against the bytes there are (R18).
+
+    Raises:
+        DamagedError: not msgpack.
+    """
+    try:
+        return msgpack.unpackb(data, strict_map_key=False)
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        raise DamagedError(f"not msgpack: {error!r}") from error

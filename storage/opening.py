@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from blockdev.errors import DeviceError
 from storage import pageblob, root
 from storage.blockmap import BlockMap
-from storage.catalogue import Catalogue, decode
+from storage.catalogue import Catalogue
 from storage.codec import digest_of
 from storage.commit import Records
 from storage.environment import Environment
@@ -24,6 +24,7 @@ from storage.errors import (
     FormatVersionError,
     PoolError,
 )
+from storage.fields import decode
 from storage.layer import Layer
 from storage.lineage import LayerChanges
 from storage.log import with_jump

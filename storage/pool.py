@@ -21,13 +21,14 @@ from blockdev.errors import DeviceError, NoSpaceError
 from storage import gather, opening
 from storage.accounting import volume_spaces
 from storage.arrivals import identify
-from storage.catalogue import Operation, decode, encode
+from storage.catalogue import Operation
 from storage.checkpoint import Checkpointer
 from storage.cleaner import Cleaner
 from storage.contexts import Contexts
 from storage.creation import create_pool
 from storage.environment import Environment
 from storage.errors import DamagedError
+from storage.fields import decode, encode
 from storage.flatten import Flattener
 from storage.growth import Growth
 from storage.info import PoolInfo, PoolSpace, VolumeSpace

@@ -43,7 +43,7 @@ from typing import Any
 
 import numpy as np
 
-from storage import catalogue
+from storage import fields
 from storage.entry import SEGMENT_NUMBER_MAX
 from storage.errors import DamagedError
 from storage.superblock import Copy
@@ -80,7 +80,7 @@ class Root:
     def pack(self) -> bytes:
         """The root as stored."""
         at = self.position
-        return catalogue.encode(
+        return fields.encode(
             {
                 "v": 1, "number": self.number, "commit": at.commit, "checksum": at.checksum,
                 "segment": at.segment, "offset": at.offset, "announced": at.announced,
@@ -98,7 +98,7 @@ def unpack(data: bytes) -> Root:
     Raises:
         DamagedError: anything else than a root.
     """
-    stored = catalogue.decode(data)
+    stored = fields.decode(data)
     try:
         if stored["v"] != 1:
             raise ValueError(f"version {stored['v']}")

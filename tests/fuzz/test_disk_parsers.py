@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from blockdev.memory import MemoryDevice
-from storage import catalogue, codec, commit, entry, pageblob, root, superblock
+from storage import codec, commit, entry, fields, pageblob, root, superblock
 from storage.blockmap import BlockMap
 from storage.catalogue import Catalogue
 from storage.commit import CommitHeader, LayerExtents, LayerMoves, Placed, Records
@@ -103,7 +103,7 @@ def _records() -> Records:
     a[2], b[2] = entry.pack_a(entry.LZ4, 2, 64), entry.pack_b(9000, 4, 77)
     blocks = np.array([0, 1, 1022, 5000, 1 << 33], dtype=np.uint64)
     tops = np.arange(count, dtype=np.uint64)
-    operation = catalogue.encode({"op": "create", "v": "w", "size": 4096, "head": 9, "at": "now"})
+    operation = fields.encode({"op": "create", "v": "w", "size": 4096, "head": 9, "at": "now"})
     moved = np.array([[5 | 1 << 56, a[0], b[0], a[1], b[1]]] * 3, dtype=np.uint64)
     return Records(
         [LayerExtents(4, blocks, a, b, tops)], [(4, 100, 1 << 30), (3, 0, 1)], [operation],
@@ -143,7 +143,7 @@ def _parse_table(data: bytes) -> None:
                 assert len(step.slots) == len(step.entries)
                 assert ((step.slots >= 0) & (step.slots < pageblob.PAGE_BLOCKS)).all()
     for operation in records.operations:
-        Catalogue().apply(catalogue.decode(operation))
+        Catalogue().apply(fields.decode(operation))
 
 
 # Map pages, directories, tables, roots
@@ -287,7 +287,7 @@ def _parse_catalogue(data: bytes) -> None:
 
 def _parse_operation(data: bytes) -> None:
     made = _grown()
-    made.apply(catalogue.decode(data))
+    made.apply(fields.decode(data))
     _use(made)
 
 
@@ -315,7 +315,7 @@ PARSERS = {
     "segment table": Parser([_rows()], _parse_rows),
     "catalogue": Parser([_grown().pack(), Catalogue().pack()], _parse_catalogue, by_value=True),
     "operation": Parser(
-        [catalogue.encode(op) for op in OPERATIONS], _parse_operation, by_value=True
+        [fields.encode(op) for op in OPERATIONS], _parse_operation, by_value=True
     ),
     "compressed extent": Parser(_compressed(), _parse_compressed),
 }  # fmt: skip
@@ -326,11 +326,11 @@ def fuzz(name: str, rounds: int, seed: int) -> None:
     rng = random.Random(f"{name} {seed}")
     for _ in range(rounds):
         if parser.by_value and rng.random() < 0.7:
-            value = catalogue.decode(rng.choice(parser.samples))
+            value = fields.decode(rng.choice(parser.samples))
             for _ in range(rng.choice([1, 1, 2, 5])):
                 value = mutated_value(rng, value)
             try:
-                data = catalogue.encode(value)
+                data = fields.encode(value)
             except (OverflowError, ValueError):
                 continue  # not to be had in msgpack
         else:

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from blockdev.errors import DeviceError
 from storage import codec, commit, entry, pageblob, root, superblock
-from storage.catalogue import Catalogue, decode, encode
+from storage.catalogue import Catalogue
 from storage.commit import CommitHeader, LayerExtents, Records
 from storage.errors import DamagedError, FormatVersionError
+from storage.fields import decode, encode
 from storage.root import LogPosition, Root
 from storage.superblock import Copy, Jump, Left, MemberRow, RootPointer, Seen, Superblock
 

@@ -10,7 +10,7 @@ import trio
 from blockdev.errors import NoSpaceError
 from storage import receive as receive_module
 from storage.arrivals import identify
-from storage.catalogue import Catalogue, decode, encode
+from storage.catalogue import Catalogue
 from storage.errors import (
     ExistsError,
     InUseError,
@@ -18,6 +18,7 @@ from storage.errors import (
     NotFoundError,
     StreamError,
 )
+from storage.fields import decode, encode
 from storage.pool import Pool
 from storage.resume import ResumeToken
 from storage.stream import Decoder

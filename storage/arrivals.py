@@ -1,19 +1,17 @@
-"""What receiving a snapshot does to the catalogue: see `storage.catalogue` for the operations.
+"""Operations of the catalogue by which a snapshot is received: see the table of operations.
 
 A snapshot is received into a volume of its own, which is not served and cannot be used. When all of
 it is there, one operation makes that volume's head the snapshot; so it appears whole or not at all.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID, uuid5
 
+from storage.catalogue import Catalogue
 from storage.records import UNKNOWN, Arrival, SnapshotRecord, VolumeRecord
 
-if TYPE_CHECKING:
-    from storage.catalogue import Catalogue
 
-
-def receive(catalogue: "Catalogue", op: dict[str, Any]) -> None:
+def receive(catalogue: Catalogue, op: dict[str, Any]) -> None:
     """A volume to receive into."""
     if op["v"] in catalogue.volumes:
         raise KeyError(op["v"])
@@ -24,13 +22,13 @@ def receive(catalogue: "Catalogue", op: dict[str, Any]) -> None:
     )
 
 
-def arrived(catalogue: "Catalogue", op: dict[str, Any]) -> None:
+def arrived(catalogue: Catalogue, op: dict[str, Any]) -> None:
     """It has got so far."""
     arrival = _arrival(catalogue, op["v"])
     arrival.position = max(arrival.position, op["position"])
 
 
-def received(catalogue: "Catalogue", op: dict[str, Any]) -> None:
+def received(catalogue: Catalogue, op: dict[str, Any]) -> None:
     """It is whole, and becomes a snapshot."""
     arrival, came = _arrival(catalogue, op["v"]), catalogue.volumes[op["v"]]
     volume = catalogue.volumes.get(arrival.volume)
@@ -51,7 +49,7 @@ def received(catalogue: "Catalogue", op: dict[str, Any]) -> None:
         catalogue.unname(old)
 
 
-def identify(catalogue: "Catalogue", pool: UUID) -> None:
+def identify(catalogue: Catalogue, pool: UUID) -> None:
     """Give an identity to snapshots of earlier versions, which have none: always the same one, as
     pool and layer never come to mean something else.
 
@@ -64,7 +62,7 @@ def identify(catalogue: "Catalogue", pool: UUID) -> None:
                 snapshot.identity = uuid5(pool, f"layer {snapshot.layer}")
 
 
-def _arrival(catalogue: "Catalogue", name: str) -> Arrival:
+def _arrival(catalogue: Catalogue, name: str) -> Arrival:
     arrival = catalogue.volumes[name].arrival
     if arrival is None:
         raise KeyError(name)

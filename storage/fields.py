@@ -34,23 +34,6 @@ def amount(value: Any) -> float:
     return value  # type: ignore[no-any-return]
 
 
-OPERATION_FIELDS = {
-    "v": text, "from": text, "snap": text, "to": text, "at": text, "origin": text, "by": text,
-
-    "size": whole, "head": whole, "on": whole, "position": whole,
-}  # fmt: skip
-"""What `storage.catalogue` says of them, whichever operation they belong to."""
-
-
-def check_operation(operation: Any) -> None:
-    """Raise ValueError if a field of an operation has another type than it must have."""
-    if type(operation) is not dict:
-        raise ValueError(f"not an operation: {operation!r}"[:100])
-    for name, check in OPERATION_FIELDS.items():
-        if name in operation:
-            check(operation[name])
-
-
 def encode(value: Any) -> bytes:
     """Plain values as msgpack."""
     packed: bytes = msgpack.packb(value)

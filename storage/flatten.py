@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from blockdev.errors import DeviceError, NoSpaceError
 from storage.blockmap import BlockMap
-from storage.catalogue import Catalogue, Operation
+from storage.catalogue import Catalogue
+from storage.catalogue_operations import Operation
 from storage.directory import PAGES_MAX
 from storage.entry import BLOCK_SHIFT, KIND_MASK, RAW
 from storage.family import Family

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from blockdev.errors import DeviceError
-from storage import pageblob, root
+from storage import catalogue_operations, pageblob, root
 from storage.blockmap import BlockMap
 from storage.catalogue import Catalogue
 from storage.codec import digest_of
@@ -283,7 +283,7 @@ def _apply(opened: Opened, batch: list[Records]) -> None:
     opened.blockmap.apply_all(batch)
     for records in batch:
         for operation in records.operations:
-            changes = opened.catalogue.apply(decode(operation))
+            changes = catalogue_operations.apply(opened.catalogue, decode(operation))
             make_layers(changes.made, opened.catalogue, opened.blockmap)
             follow(changes, opened.blockmap)
     batch.clear()

@@ -9,7 +9,8 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 
-from storage.catalogue import Catalogue, Operation
+from storage.catalogue import Catalogue
+from storage.catalogue_operations import Operation
 from storage.errors import InvalidArgumentError
 from storage.family import Family, tree
 from storage.flatten import Flattener

@@ -18,10 +18,10 @@ import trio
 
 from blockdev.device import BlockDevice
 from blockdev.errors import DeviceError, NoSpaceError
-from storage import gather, opening
+from storage import catalogue_operations, gather, opening
 from storage.accounting import volume_spaces
 from storage.arrivals import identify
-from storage.catalogue import Operation
+from storage.catalogue_operations import Operation
 from storage.checkpoint import Checkpointer
 from storage.cleaner import Cleaner
 from storage.contexts import Contexts
@@ -246,7 +246,7 @@ class Pool(Transfers):
         # From here to the wait nothing suspends: the operation is one point in the log.
         self._log.intake.refuse_operations()
         try:
-            made = self._live.apply(operation).made
+            made = catalogue_operations.apply(self._live, operation).made
         except DamagedError as error:  # a mistake of ours must not get into the log
             self._log.die(error)
             raise
@@ -266,7 +266,7 @@ class Pool(Transfers):
             segment = self.table[placed.segment]
             segment.announced_in = min(segment.announced_in, written.position.commit)
         for operation in written.records.operations:
-            follow(self._durable.apply(decode(operation)), self.blockmap)
+            follow(catalogue_operations.apply(self._durable, decode(operation)), self.blockmap)
         if written.buffer is not None:
             for number, part in written.buffer.layers.items():
                 self.blockmap.layers[number].overlays.remove(part)

@@ -15,7 +15,7 @@ import trio
 from typing_extensions import Buffer
 
 from blockdev.errors import DeviceError
-from storage.catalogue import Operation
+from storage.catalogue_operations import Operation
 from storage.errors import InUseError, StreamError
 from storage.stream import Data, Decoder, Event, Failed, StreamHeader, Zeroes
 from storage.targets import Targets

@@ -6,7 +6,8 @@ As in `storage.volumes`, nothing changes before an operation is logged.
 from uuid import UUID
 
 from storage.blockmap import BlockMap
-from storage.catalogue import Catalogue, Operation
+from storage.catalogue import Catalogue
+from storage.catalogue_operations import Operation
 from storage.errors import (
     BaseMissingError,
     ExistsError,

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import cast
 
 from storage.blockmap import BlockMap
-from storage.catalogue import Catalogue, Operation
+from storage.catalogue import Catalogue
+from storage.catalogue_operations import Operation
 from storage.environment import Environment
 from storage.errors import ExistsError, InUseError, InvalidArgumentError, NotFoundError
 from storage.family import Family

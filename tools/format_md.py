@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 from storage import (
-    catalogue,
+    catalogue_operations,
     commit,
     entry,
     member,
@@ -54,7 +54,7 @@ SECTIONS: list[tuple[str, ModuleType]] = [
     ("Superblock", superblock),
     ("Map entry", entry),
     ("Commit", commit),
-    ("Catalogue operations", catalogue),
+    ("Catalogue operations", catalogue_operations),
     ("Checkpoint root", root),
     ("Metadata segments", meta),
     ("Map page and directory", pageblob),

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from blockdev.memory import MemoryDevice
-from storage import codec, commit, entry, fields, pageblob, root, superblock
+from storage import catalogue_operations, codec, commit, entry, fields, pageblob, root, superblock
 from storage.blockmap import BlockMap
 from storage.catalogue import Catalogue
 from storage.commit import CommitHeader, LayerExtents, LayerMoves, Placed, Records
@@ -143,7 +143,7 @@ def _parse_table(data: bytes) -> None:
                 assert len(step.slots) == len(step.entries)
                 assert ((step.slots >= 0) & (step.slots < pageblob.PAGE_BLOCKS)).all()
     for operation in records.operations:
-        Catalogue().apply(fields.decode(operation))
+        catalogue_operations.apply(Catalogue(), fields.decode(operation))
 
 
 # Map pages, directories, tables, roots
@@ -242,7 +242,7 @@ def _grown() -> Catalogue:
             "arrival": ["a", "u", "now", bytes(range(16)), bytes(16), 8192, 0],
         },
     ):
-        made.apply(op)
+        catalogue_operations.apply(made, op)
     return made
 
 
@@ -287,7 +287,7 @@ def _parse_catalogue(data: bytes) -> None:
 
 def _parse_operation(data: bytes) -> None:
     made = _grown()
-    made.apply(fields.decode(data))
+    catalogue_operations.apply(made, fields.decode(data))
     _use(made)
 
 

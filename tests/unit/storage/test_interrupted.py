@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from blockdev.errors import NoSpaceError
+from storage import catalogue_operations
 from storage import receive as receive_module
 from storage.arrivals import identify
 from storage.catalogue import Catalogue
@@ -328,8 +329,9 @@ async def test_snapshots_of_earlier_versions_get_an_identity() -> None:
         old = Catalogue.unpack(encode(stored))
         assert len({s.identity for s in old.volumes["v"].snapshots.values()}) == 1
         op = {"op": "snapshot", "v": "v", "snap": "three", "head": old.next_layer, "at": ""}
-        old.apply(op)
-        old.apply({"op": "group", "snap": "four", "items": [["v", old.next_layer]], "at": ""})
+        catalogue_operations.apply(old, op)
+        group = {"op": "group", "snap": "four", "items": [["v", old.next_layer]], "at": ""}
+        catalogue_operations.apply(old, group)
         copy = old.copy()
         for catalogue in (old, copy):
             identify(catalogue, pool.info().uuid)

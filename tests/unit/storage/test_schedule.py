@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storage import catalogue_operations
 from storage.catalogue import Catalogue
 from storage.errors import InvalidArgumentError, NotFoundError
 from storage.pool import MemberDevice, Pool
@@ -72,7 +73,7 @@ def test_they_round_trip(
 ) -> None:
     schedule = Schedule(every_s, keep, volumes, labels)
     made = Catalogue()
-    made.apply({"op": "schedule", "name": "s", "spec": schedule.pack()})
+    catalogue_operations.apply(made, {"op": "schedule", "name": "s", "spec": schedule.pack()})
     assert Catalogue.unpack(made.pack()).schedules == {"s": schedule}
     assert made.copy().schedules == {"s": schedule}
 

@@ -13,10 +13,11 @@ import trio
 from typing_extensions import Buffer
 
 from blockdev.errors import ClosedError, DeviceError, NoSpaceError
-from storage.buffer import LayerBuffer, WriteBuffer
+from storage.buffer import WriteBuffer
 from storage.commit import LayerMoves, Placed
 from storage.entry import BLOCK_SHIFT
 from storage.layer import Layer
+from storage.overlay import LayerBuffer
 from storage.space import MOVE_BYTES, SpaceBudget
 
 RECORDS_MAX = 4096

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator, Sequence
 from heapq import nsmallest
 from itertools import islice
 
-from storage.buffer import LayerBuffer
 from storage.directory import PAGES_MAX, Directory, PageSet
+from storage.overlay import LayerBuffer
 from storage.page import Page, PendingPage
 
 FEW_PAGES = 8

@@ -20,7 +20,7 @@ from blockdev.errors import DeviceError, NoSpaceError
 from storage import encode
 from storage.buffer import WriteBuffer
 from storage.commit import CommitHeader, Records
-from storage.encode import EncodedCommit, PlacedCommit
+from storage.encoded import EncodedCommit, PlacedCommit
 from storage.environment import Environment
 from storage.intake import Intake
 from storage.root import LogPosition

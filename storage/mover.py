@@ -15,7 +15,7 @@ import numpy as np
 from blockdev.errors import DeviceError, NoSpaceError
 from storage import commit, encode
 from storage.commit import HEADER_BYTES, MOVE_COUNT_SHIFT, CommitHeader, LayerMoves, Placed
-from storage.encode import EncodedCommit, EncodedLayer
+from storage.encoded import EncodedCommit, EncodedLayer
 from storage.entry import BLOCK_BYTES, INDEX_STEP, OFFSET_GRAIN_BYTES, RAW
 from storage.intake import Intake
 from storage.parcel import Parcel

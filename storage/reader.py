@@ -14,7 +14,6 @@ from typing_extensions import Buffer
 from blockdev.errors import ChecksumError
 from storage import codec
 from storage.blockmap import BlockMap
-from storage.buffer import LayerBuffer
 from storage.codec import digest_of
 from storage.entry import (
     BLOCK_BYTES,
@@ -33,6 +32,7 @@ from storage.entry import (
 )
 from storage.errors import DamagedError
 from storage.layer import Layer
+from storage.overlay import LayerBuffer
 from storage.pageblob import PAGE_SHIFT
 from storage.store import Store
 

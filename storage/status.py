@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from blockdev.device import EXTENTS_MAX, Extent
 from storage.blockmap import BlockMap
-from storage.buffer import LayerBuffer
 from storage.entry import BLOCK_BYTES, BLOCK_SHIFT, KIND_MASK, ZERO
 from storage.layer import Layer, within
+from storage.overlay import LayerBuffer
 from storage.page import Page
 from storage.pageblob import PAGE_BLOCKS, PAGE_SHIFT
 

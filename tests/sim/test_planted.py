@@ -17,7 +17,7 @@ from storage import gather
 from storage.buffer import WriteBuffer
 from storage.checkpoint import Checkpointer
 from storage.commit import Records
-from storage.encode import PlacedCommit
+from storage.encoded import PlacedCommit
 from storage.log import FLUSH_BYTES, Log, Written
 from storage.member import Member
 from storage.merged import Merged

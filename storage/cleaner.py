@@ -25,13 +25,14 @@ from blockdev.errors import DeviceError, NoSpaceError
 from storage.entry import BLOCK_SHIFT, CHECK_SHIFT, unpack
 from storage.environment import Environment
 from storage.heat import Heat
+from storage.liveness import Living
 from storage.mover import MoveFailedError, Mover
 from storage.parcel import Bad, Parcel, make_parcels, parcels_of
 from storage.roster import Roster
 from storage.segments import Role, Segment, SegmentTable, State
 from storage.space import SpaceBudget
 from storage.store import Store
-from storage.victim import Living, windows
+from storage.victim import windows
 
 log = logging.getLogger("cenote.storage")
 

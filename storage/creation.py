@@ -6,8 +6,14 @@ from uuid import UUID
 from storage.entry import SEGMENT_BYTES_MAX
 from storage.environment import Environment
 from storage.errors import InvalidArgumentError
-from storage.member import Member, MemberDevice, check_size, erase_superblocks, slots_in
-from storage.names import check_host
+from storage.member import (
+    Member,
+    MemberDevice,
+    check_device_size,
+    check_host,
+    erase_superblocks,
+    slots_in,
+)
 from storage.superblock import (
     COPIES_MAX,
     MEMBERS_MAX,
@@ -73,7 +79,7 @@ async def create_pool(
     total = sum(each.device.size_bytes for each in members)
     segment = segment_bytes or default_segment_bytes(total // copies)
     for each in members:
-        check_size(each, segment)
+        check_device_size(each, segment)
     rows = tuple(
         MemberRow(
             env.new_uuid(), each.host, each.device.size_bytes,

@@ -32,13 +32,13 @@ from storage.errors import (
 from storage.member import (
     Member,
     MemberDevice,
-    check_size,
+    check_device_size,
+    check_host,
     closing_offset,
     erase_superblocks,
     read_superblock,
     slots_in,
 )
-from storage.names import check_host
 from storage.roster import Roster
 from storage.segments import SegmentTable
 from storage.superblock import MEMBERS_MAX, MemberRow
@@ -107,7 +107,7 @@ class Growth:
             )
         if theirs is not None and theirs.me.uuid in {row.uuid for row in self._roster.rows()}:
             raise ExistsError(f"it is a member of this pool already: member={offered.name}")
-        return check_size(offered, sb.segment_bytes)
+        return check_device_size(offered, sb.segment_bytes)
 
     async def grow(self, uuid: UUID) -> int:
         """Use all of a member whose file or disk has become larger; returns its bytes.

@@ -13,9 +13,10 @@ from typing_extensions import Buffer
 from blockdev.device import BlockDevice
 from blockdev.errors import CacheLostError, DeviceError
 from storage import superblock
-from storage.errors import DamagedError, MemberTooSmallError
+from storage.errors import DamagedError, InvalidArgumentError, MemberTooSmallError
 from storage.superblock import (
     DATA_START_BYTES,
+    HOST_BYTES_MAX,
     RING_SLOTS,
     SUPERBLOCK_BYTES,
     Left,
@@ -252,7 +253,7 @@ async def erase_superblocks(device: BlockDevice) -> None:
     await device.write(closing_offset(device.size_bytes), bytes(SUPERBLOCK_BYTES))
 
 
-def check_size(offered: MemberDevice, segment_bytes: int) -> int:
+def check_device_size(offered: MemberDevice, segment_bytes: int) -> int:
     """How many slots the device has.
 
     Raises:
@@ -266,3 +267,12 @@ def check_size(offered: MemberDevice, segment_bytes: int) -> int:
             f"member={offered.name} size={offered.device.size_bytes} segment={segment_bytes}"
         )
     return slots
+
+
+def check_host(host: str) -> str:
+    """Return a host label. Raises as `check_name`."""
+    if not host or len(host.encode()) > HOST_BYTES_MAX or not host.isprintable():
+        raise InvalidArgumentError(
+            f"bad host label {host[:80]!r}: use 1 to {HOST_BYTES_MAX} printable bytes"
+        )
+    return host

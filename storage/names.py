@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from storage.entry import BLOCK_BYTES
 from storage.errors import InvalidArgumentError
 from storage.records import Notes
-from storage.superblock import HOST_BYTES_MAX
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,126}")
 """Safe in a file name, in an NBD URI and next to the `@` of a snapshot."""
@@ -117,12 +116,3 @@ def _is_size(item: tuple[object, object]) -> bool:
 
 def _is_text(value: object, bytes_max: int) -> bool:
     return isinstance(value, str) and value.isprintable() and len(value.encode()) <= bytes_max
-
-
-def check_host(host: str) -> str:
-    """Return a host label. Raises as `check_name`."""
-    if not host or len(host.encode()) > HOST_BYTES_MAX or not host.isprintable():
-        raise InvalidArgumentError(
-            f"bad host label {host[:80]!r}: use 1 to {HOST_BYTES_MAX} printable bytes"
-        )
-    return host

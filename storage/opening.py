@@ -7,7 +7,7 @@ Only then is anything served.
 """
 
 import logging
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -25,8 +25,7 @@ from storage.errors import (
     PoolError,
 )
 from storage.fields import decode
-from storage.layer import Layer
-from storage.lineage import LayerChanges
+from storage.follow import follow, make_layers
 from storage.log import with_jump
 from storage.member import Member, read_superblock
 from storage.meta import PIECE_BYTES_MAX
@@ -136,40 +135,6 @@ async def read_pieces(store: Store, pieces: list[Piece], what: str) -> bytes:
         return b"".join([await store.read_located(a, b, PIECE_BYTES_MAX) for a, b in pieces])
     except DeviceError as error:
         raise DamagedError(f"the {what} is damaged on every copy: {error}") from error
-
-
-def make_layers(numbers: Iterable[int], catalogue: Catalogue, blockmap: BlockMap) -> None:
-    """Make layers that the catalogue has and the map has not; parents come first."""
-    for number in numbers:
-        record = catalogue.layers[number]
-        parent = blockmap.layers[record.parent] if record.parent else None
-        layer = blockmap.layers[number] = Layer(number, parent)
-        layer.copied = record.copied
-
-
-def follow(changes: LayerChanges, blockmap: BlockMap) -> None:
-    """Do to the map's layers what a durable operation did to the catalogue's; new ones are there.
-
-    Those that are severed keep their pages in memory, as what these hold does not change. Those
-    that are dropped leave the tree; what they stored is given back by checkpoints.
-    """
-    for number in changes.copied:
-        blockmap.layers[number].copied = True
-    for number in changes.severed:
-        layer = blockmap.layers[number]
-        if layer.parent is not None:
-            layer.parent.children.remove(layer)
-            layer.parent = None
-        blockmap.generation += 1
-    for number in changes.dropped:
-        layer = blockmap.layers[number]
-        if layer.parent is not None:
-            layer.parent.children.remove(layer)
-            layer.parent = None
-        for child in layer.children:
-            child.parent = None
-        layer.children = []
-        blockmap.drop_layer_pages(layer)
 
 
 async def load_directories(made: Root, store: Store, blockmap: BlockMap) -> None:

@@ -22,8 +22,9 @@ from storage.entry import (
     Location,
     unpack,
 )
+from storage.liveness import Alive
 from storage.pageblob import PAGE_SHIFT
-from storage.victim import Alive, Window
+from storage.victim import Window
 
 
 @dataclass(frozen=True, slots=True)

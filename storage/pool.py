@@ -30,13 +30,15 @@ from storage.environment import Environment
 from storage.errors import DamagedError
 from storage.fields import decode, encode
 from storage.flatten import Flattener
+from storage.follow import follow, make_layers
 from storage.growth import Growth
 from storage.info import PoolInfo, PoolSpace, VolumeSpace
+from storage.liveness import Living
 from storage.log import Log, Written
 from storage.member import MemberDevice, read_superblock
 from storage.meta import MetaWriter
 from storage.mover import Mover
-from storage.opening import Opened, follow, make_layers
+from storage.opening import Opened
 from storage.pool_report import pool_info, pool_space
 from storage.quota import Quotas
 from storage.reader import ExtentCache, Reader
@@ -48,7 +50,6 @@ from storage.space import SpaceBudget
 from storage.status import Status
 from storage.transfers import Transfers
 from storage.trimmer import Trimmer
-from storage.victim import Living
 from storage.volume import Volume, VolumeState
 from storage.volumes import Volumes
 

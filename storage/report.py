@@ -10,7 +10,7 @@ from storage.info import (
     VolumeInfo,
 )
 from storage.records import SnapshotRecord, VolumeRecord
-from storage.targets import token_of
+from storage.resume import token_of
 
 
 def volume_info(

@@ -18,7 +18,7 @@ from uuid import UUID
 from storage.codec import digest_of
 from storage.entry import BLOCK_BYTES
 from storage.errors import InvalidArgumentError
-from storage.stream import NOTHING
+from storage.records import UNKNOWN, VolumeRecord
 
 _TOKEN = struct.Struct("<16s16sQ")
 
@@ -32,7 +32,7 @@ class ResumeToken:
     position: int
 
     def __str__(self) -> str:
-        base = NOTHING if self.base is None else self.base
+        base = UNKNOWN if self.base is None else self.base
         body = _TOKEN.pack(self.snapshot.bytes, base.bytes, self.position)
         body += (digest_of(body) & 0xFFFFFFFF).to_bytes(4, "little")
         return "1." + base64.urlsafe_b64encode(body).decode().rstrip("=")
@@ -54,5 +54,13 @@ class ResumeToken:
                 "for it again: cenote receive VOL --token"
             )
         snapshot, base, position = _TOKEN.unpack(fields)
-        origin = None if base == NOTHING.bytes else UUID(bytes=base)
+        origin = None if base == UNKNOWN.bytes else UUID(bytes=base)
         return cls(UUID(bytes=snapshot), origin, position)
+
+
+def token_of(record: VolumeRecord) -> ResumeToken:
+    """How far a volume that is being received durably got."""
+    arrival = record.arrival
+    assert arrival is not None
+    base = None if arrival.base == UNKNOWN else arrival.base
+    return ResumeToken(arrival.identity, base, arrival.position)

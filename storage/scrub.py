@@ -21,6 +21,7 @@ from storage.checkpoint import Checkpointer
 from storage.environment import Environment
 from storage.errors import FencedError
 from storage.examiner import Examiner
+from storage.liveness import Living
 from storage.root import LogPosition
 from storage.roster import Roster
 from storage.scrub_map import MapScrub
@@ -30,7 +31,6 @@ from storage.segments import Role, Segment, SegmentTable
 from storage.store import Store
 from storage.superblock import SUPERBLOCK_BYTES
 from storage.throttle import Throttle
-from storage.victim import Living
 from storage.whereabouts import Whereabouts
 
 log = logging.getLogger("cenote.storage")

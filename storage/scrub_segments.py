@@ -11,6 +11,7 @@ from functools import partial
 from storage.commit import HEADER_BYTES, CommitHeader, LayerExtents, expand_extents
 from storage.environment import Environment
 from storage.examiner import PIECE_BYTES, Examiner, Known, Subject
+from storage.liveness import Living
 from storage.manifest import (
     HEADER_GRID_BYTES,
     Batch,
@@ -26,7 +27,6 @@ from storage.root import LogPosition
 from storage.roster import Roster
 from storage.scrub_report import GAPS_MAX, Gap
 from storage.segments import Role, Segment
-from storage.victim import Living
 from storage.whereabouts import Whereabouts
 
 

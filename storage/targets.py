@@ -18,20 +18,12 @@ from storage.errors import (
 from storage.layer import Layer
 from storage.names import NAME, check_name
 from storage.records import UNKNOWN, Arrival, SnapshotRecord, VolumeRecord
-from storage.resume import ResumeToken
+from storage.resume import token_of
 from storage.stream import StreamHeader
 from storage.volumes import Volumes
 
 SUFFIX = "+receiving"
 """Of the volume that a snapshot is received into, behind the name of its volume."""
-
-
-def token_of(record: VolumeRecord) -> ResumeToken:
-    """How far a volume that is being received durably got."""
-    arrival = record.arrival
-    assert arrival is not None
-    base = None if arrival.base == UNKNOWN else arrival.base
-    return ResumeToken(arrival.identity, base, arrival.position)
 
 
 class Targets:

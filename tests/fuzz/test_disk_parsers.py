@@ -19,9 +19,9 @@ from storage import catalogue_operations, codec, commit, entry, fields, pageblob
 from storage.blockmap import BlockMap
 from storage.catalogue import Catalogue
 from storage.commit import CommitHeader, LayerExtents, LayerMoves, Placed, Records
+from storage.follow import make_layers
 from storage.layer import Layer
 from storage.member import Member, MemberDevice
-from storage.opening import make_layers
 from storage.root import LogPosition, Root
 from storage.segments import ROW, SegmentTable, State
 from storage.store import Store

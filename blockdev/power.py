@@ -14,10 +14,7 @@ the seed; one seed and the same calls give the same disks.
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from blockdev.simulated import SimulatedDisk
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 SECTOR_BYTES = 512
 """The unit that no disk tears."""
@@ -48,7 +45,18 @@ class CachedWrite:
     certain: bool
 
 
-class SimulatedWorld:
+class Powered(Protocol):
+    """A device that loses power with others and comes back with what survived."""
+
+    def boot_into(self, world: Any, coin: random.Random) -> None:
+        """Make the successor of this device in `world`; `coin` settles what survived."""
+        ...
+
+
+Disk = TypeVar("Disk", bound=Powered)
+
+
+class PowerSupply(Generic[Disk]):
     """The power and the luck that several simulated disks share.
 
     Args:
@@ -78,7 +86,7 @@ class SimulatedWorld:
         self.operations = 0
         """Operations counted so far, the cut one included."""
         self.was_cut = False
-        self.disks: list[SimulatedDisk] = []
+        self.disks: list[Disk] = []
         """Every disk of this world, in the order of creation."""
         self.coin = random.Random(seed)
         self.trace: list[tuple[object, ...]] | None = [] if traced else None
@@ -90,7 +98,7 @@ class SimulatedWorld:
 
     def reboot(
         self, cut_at: int | None = None, *, outcome: int = 0, seed: int | None = None
-    ) -> "SimulatedWorld":
+    ) -> Self:
         """Cut the power if it is still on, and return a world whose `disks` stand in the same
         order and hold what survived. Injected faults are gone.
 
@@ -100,7 +108,7 @@ class SimulatedWorld:
         """
         self.cut_power()
         coin = random.Random(f"{self.seed} {self.operations} {outcome}")
-        after = SimulatedWorld(
+        after = type(self)(
             coin.getrandbits(32) if seed is None else seed,
             cut_at,
             count_reads=self.count_reads,

@@ -24,17 +24,15 @@ from typing_extensions import Buffer
 from blockdev.device import EXTENTS_MAX, BlockDevice, Extent, check_range
 from blockdev.errors import ClosedError, DeviceError
 from blockdev.faults import FaultPlan
-from blockdev.power import SECTOR_BYTES, CachedWrite, PowerCut, SimulatedWorld, survivors, torn
+from blockdev.power import SECTOR_BYTES, CachedWrite, PowerCut, PowerSupply, survivors, torn
 from blockdev.sparse import SparseBytes
-
-__all__ = ["PowerCut", "SimulatedDisk", "SimulatedWorld"]
 
 _PAUSE_STEPS_MAX = 3
 """Enough for one task to overtake another by a whole operation."""
 
 
 class SimulatedDisk(FaultPlan, BlockDevice):
-    """A disk of a SimulatedWorld; registers itself in `world.disks`. Faults: see `FaultPlan`.
+    """A disk of a `SimulatedWorld`; registers itself in `world.disks`. Faults: see `FaultPlan`.
 
     Args:
         size_bytes: a multiple of 512; sparse, so size costs nothing.
@@ -49,7 +47,7 @@ class SimulatedDisk(FaultPlan, BlockDevice):
 
     def __init__(
         self,
-        world: SimulatedWorld,
+        world: "PowerSupply[SimulatedDisk]",
         size_bytes: int,
         *,
         physical_bytes: int = 4096,
@@ -193,7 +191,7 @@ class SimulatedDisk(FaultPlan, BlockDevice):
                 _apply(content, write.offset, write.length, write.data)
         return content.read(offset, length)
 
-    def boot_into(self, world: SimulatedWorld, coin: random.Random) -> None:
+    def boot_into(self, world: "PowerSupply[SimulatedDisk]", coin: random.Random) -> None:
         """Make this disk's successor in `world`; `coin` settles what no flush had covered."""
         after = SimulatedDisk(
             world,

@@ -1,7 +1,7 @@
 """Which stored blocks are alive: those that the map still names where they lie.
 
-The record tables of a segment name layers as of when it was written. Merges have moved blocks since,
-so the layer that owns a page now is looked up by the merges that were done.
+The record tables of a segment name layers as of when it was written. Merges have moved blocks
+since, so the layer that owns a page now is looked up by the merges that were done.
 """
 
 import logging

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 
-from blockdev.simulated import SimulatedWorld
+from blockdev.world import SimulatedWorld
 from storage.entry import Location, unpack
 from storage.pool import Pool
 from storage.scrub_report import Outcome, ScrubPass, Stage

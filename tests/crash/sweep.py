@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 from functools import partial
 
-from blockdev.simulated import SimulatedWorld
+from blockdev.world import SimulatedWorld
 from storage.check import check_pool
 from storage.pool import Pool
 from tests.crash.harness import Shape, live, members, new_world, recover

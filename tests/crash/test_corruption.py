@@ -8,7 +8,8 @@ from functools import partial
 import pytest
 
 from blockdev.errors import ChecksumError, DeviceError
-from blockdev.simulated import SimulatedDisk, SimulatedWorld
+from blockdev.simulated import SimulatedDisk
+from blockdev.world import SimulatedWorld
 from storage import store
 from storage.commit import HEADER_BYTES, CommitHeader, decode_header
 from storage.errors import DamagedError

@@ -12,7 +12,9 @@ import pytest
 import trio
 
 from blockdev.errors import DeviceError, NoSpaceError
-from blockdev.simulated import PowerCut, SimulatedDisk, SimulatedWorld
+from blockdev.power import PowerCut
+from blockdev.simulated import SimulatedDisk
+from blockdev.world import SimulatedWorld
 from storage.log import Log
 from storage.pool import Pool
 from storage.store import Failure

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from blockdev.errors import NoSpaceError
-from blockdev.simulated import SimulatedWorld
+from blockdev.world import SimulatedWorld
 from storage.pool import Pool
 from storage.volume import Volume
 from tests.crash import model

@@ -8,7 +8,8 @@ import pytest
 import trio
 
 from blockdev.errors import DeviceError
-from blockdev.simulated import SimulatedDisk, SimulatedWorld
+from blockdev.simulated import SimulatedDisk
+from blockdev.world import SimulatedWorld
 from storage.check import check_pool
 from storage.errors import PoolError
 from storage.member import Member, read_superblock

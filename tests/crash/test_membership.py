@@ -7,7 +7,8 @@ from uuid import UUID
 
 import pytest
 
-from blockdev.simulated import SimulatedDisk, SimulatedWorld
+from blockdev.simulated import SimulatedDisk
+from blockdev.world import SimulatedWorld
 from storage.codec import digest_of
 from storage.errors import (
     DamagedError,

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from blockdev.errors import DeviceError
-from blockdev.simulated import SimulatedWorld
+from blockdev.world import SimulatedWorld
 from storage import receive as receive_module
 from storage.pool import Pool
 from storage.receive import Receiving

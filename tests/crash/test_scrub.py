@@ -7,7 +7,8 @@ import pytest
 
 from blockdev.errors import DeviceError
 from blockdev.power import CachedWrite
-from blockdev.simulated import SimulatedDisk, SimulatedWorld
+from blockdev.simulated import SimulatedDisk
+from blockdev.world import SimulatedWorld
 from storage import examiner, root, scrub_map, scrub_segments, whereabouts
 from storage.commit import HEADER_BYTES
 from storage.entry import Location, unpack

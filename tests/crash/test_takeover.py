@@ -14,7 +14,7 @@ from typing_extensions import Buffer
 
 from blockdev.device import BlockDevice
 from blockdev.errors import DeviceError, TakenError
-from blockdev.simulated import SimulatedWorld
+from blockdev.world import SimulatedWorld
 from storage.info import MemberState
 from storage.member import Member
 from storage.pool import MemberDevice, open_pool

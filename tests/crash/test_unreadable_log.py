@@ -8,7 +8,8 @@ import pytest
 from typing_extensions import Buffer
 
 from blockdev.errors import ClosedError, DeviceError, NoSpaceError, TakenError
-from blockdev.simulated import SimulatedDisk, SimulatedWorld
+from blockdev.simulated import SimulatedDisk
+from blockdev.world import SimulatedWorld
 from storage.errors import MissingMemberError
 from storage.member import closing_offset, read_superblock
 from storage.pool import open_pool

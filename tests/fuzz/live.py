@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from blockdev.simulated import SimulatedWorld
+from blockdev.world import SimulatedWorld
 from storage import gather, opening
 from storage.entry import KIND_MASK, RAW, unpack
 from storage.opening import Opened

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from blockdev.errors import ChecksumError
-from blockdev.simulated import SimulatedWorld
+from blockdev.world import SimulatedWorld
 from storage.check import check_pool
 from storage.errors import DamagedError
 from storage.info import Damage

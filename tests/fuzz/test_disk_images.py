@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from blockdev.errors import DeviceError
-from blockdev.simulated import SimulatedWorld
+from blockdev.world import SimulatedWorld
 from storage import codec, commit, pageblob, root, superblock
 from storage.check import check_pool
 from storage.meta import PIECE_BYTES_MAX

@@ -11,7 +11,9 @@ import pytest
 import trio
 
 from blockdev.device import BlockDevice
-from blockdev.simulated import PowerCut, SimulatedDisk, SimulatedWorld
+from blockdev.power import PowerCut
+from blockdev.simulated import SimulatedDisk
+from blockdev.world import SimulatedWorld
 from nbd.errors import UnknownExportError
 from nbd.listeners import listen_unix
 from nbd.server import Server

@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from blockdev.simulated import PowerCut, SimulatedDisk, SimulatedWorld
+from blockdev.power import PowerCut
+from blockdev.simulated import SimulatedDisk
+from blockdev.world import SimulatedWorld
 
 KIB = 1024
 SECTOR = 512

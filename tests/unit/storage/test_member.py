@@ -5,7 +5,8 @@ from uuid import UUID
 import pytest
 
 from blockdev.errors import CacheLostError, DeviceError
-from blockdev.simulated import SimulatedDisk, SimulatedWorld
+from blockdev.simulated import SimulatedDisk
+from blockdev.world import SimulatedWorld
 from storage.member import Member, MemberDevice
 from storage.superblock import MemberRow, RootPointer, Superblock
 

@@ -10,7 +10,8 @@ import trio
 
 from blockdev.device import BlockDevice, Extent
 from blockdev.errors import DeviceError
-from blockdev.simulated import SimulatedDisk, SimulatedWorld
+from blockdev.simulated import SimulatedDisk
+from blockdev.world import SimulatedWorld
 from storage import status
 from storage.blockmap import BlockMap
 from storage.layer import Layer

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing_extensions import Buffer
 
 from blockdev.device import EXTENTS_MAX, BlockDevice, Extent
-from nbd.constants import Command, CommandFlag
-from nbd.contexts import BASE_ALLOCATION, allocation_state
+from nbd.constants import BASE_ALLOCATION, Command, CommandFlag
+from nbd.contexts import allocation_state
 from nbd.replies import Replies
 from nbd.transmission import Request
 

@@ -12,8 +12,7 @@ import trio
 from blockdev.device import BlockDevice
 from blockdev.errors import DeviceError
 from nbd.access import Access, Peer
-from nbd.constants import ExportFlag, OptionReply
-from nbd.contexts import BASE_ALLOCATION
+from nbd.constants import BASE_ALLOCATION, ExportFlag, OptionReply
 from nbd.errors import ProtocolError, TlsError, UnknownExportError
 from nbd.handshake import (
     ContextRequest,

@@ -5,6 +5,7 @@ Source: doc/proto.md of the NBD project, sections "Fixed newstyle negotiation",
 """
 
 import errno
+import struct
 from enum import IntEnum, IntFlag
 
 # Magic numbers.
@@ -19,6 +20,19 @@ EXTENDED_REPLY_MAGIC = 0x6E8A278C
 
 STRING_BYTES_MAX = 4096
 """Longest name, description or error text ("Values": strings)."""
+
+OPTION_HEADER = struct.Struct(">QII")
+"""Begins each option of a client: OPTION_MAGIC, the option, bytes of data behind it."""
+
+BASE_ALLOCATION = "base:allocation"
+"""Holes and zeroes: the metadata context that every export has."""
+
+STATE_HOLE = 1 << 0
+STATE_ZERO = 1 << 1
+"""Flags of a range in `base:allocation`."""
+
+IOV_MAX = 1024
+"""Linux takes no more buffers in one `sendmsg` (uio.h: UIO_MAXIOV)."""
 
 
 class HandshakeFlag(IntFlag):

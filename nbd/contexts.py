@@ -16,14 +16,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from blockdev.device import Extent
-from nbd.constants import OptionReply
+from nbd.constants import STATE_HOLE, STATE_ZERO, OptionReply
 from nbd.options import OptionError, decode_name, encode_reply
-
-BASE_ALLOCATION = "base:allocation"
-"""Holes and zeroes: the context that every export has."""
-
-STATE_HOLE = 1 << 0
-STATE_ZERO = 1 << 1
 
 
 @dataclass(frozen=True, slots=True)

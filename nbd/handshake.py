@@ -23,6 +23,7 @@ from enum import Enum
 
 from nbd.constants import (
     INIT_MAGIC,
+    OPTION_HEADER,
     OPTION_MAGIC,
     REQUEST_MAGIC,
     HandshakeFlag,
@@ -32,7 +33,6 @@ from nbd.constants import (
 from nbd.contexts import ContextQuery, decode_query, encode_context, listed, selected
 from nbd.errors import ProtocolError
 from nbd.options import (
-    OPTION_HEADER,
     ExportInfo,
     OptionError,
     decode_info_request,

@@ -15,6 +15,7 @@ import struct
 from dataclasses import dataclass
 
 from nbd.constants import (
+    OPTION_HEADER,
     OPTION_REPLY_MAGIC,
     STRING_BYTES_MAX,
     ExportFlag,
@@ -22,7 +23,6 @@ from nbd.constants import (
     OptionReply,
 )
 
-OPTION_HEADER = struct.Struct(">QII")
 _REPLY_HEADER = struct.Struct(">QIII")
 _INFO_EXPORT = struct.Struct(">HQH")
 _INFO_BLOCK_SIZE = struct.Struct(">HIII")

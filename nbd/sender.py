@@ -11,10 +11,8 @@ from collections.abc import Callable
 import trio
 from typing_extensions import Buffer
 
+from nbd.constants import IOV_MAX
 from nbd.stream import Stream
-
-IOV_MAX = 1024
-"""Linux takes no more buffers in one `sendmsg` (uio.h: UIO_MAXIOV)."""
 
 
 class Sender:

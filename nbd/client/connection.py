@@ -20,13 +20,13 @@ from nbd.client.operation import Operation
 from nbd.client.replies import ReplyParser
 from nbd.constants import (
     EXTENDED_REQUEST_MAGIC,
+    IOV_MAX,
     REQUEST_MAGIC,
     Command,
     CommandFlag,
     WireError,
 )
 from nbd.errors import ProtocolError, UnreachableError
-from nbd.sender import IOV_MAX
 from nbd.stream import Stream
 
 RECEIVES_MAX = 16

@@ -31,8 +31,7 @@ from nbd.client.negotiation import Agreement, Mode
 from nbd.client.operation import Operation
 from nbd.client.options import ClientOptions
 from nbd.client.requests import Requests, in_groups
-from nbd.constants import Command, CommandFlag, ExportFlag
-from nbd.contexts import BASE_ALLOCATION
+from nbd.constants import BASE_ALLOCATION, Command, CommandFlag, ExportFlag
 
 EFFECT_BYTES_MAX = (1 << 32) - (64 << 10)
 """Longest request without payload in 32 bits, in whole blocks of any size."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from blockdev.device import EXTENTS_MAX, Extent
-from nbd.contexts import STATE_HOLE, STATE_ZERO
+from nbd.constants import STATE_HOLE, STATE_ZERO
 
 _KNOWN = STATE_HOLE | STATE_ZERO
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from nbd.constants import (
     INIT_MAGIC,
+    OPTION_HEADER,
     OPTION_MAGIC,
     OPTION_REPLY_MAGIC,
     HandshakeFlag,
@@ -25,7 +26,6 @@ from nbd.constants import (
     OptionReply,
 )
 from nbd.errors import ProtocolError
-from nbd.options import OPTION_HEADER
 
 REPLY_BYTES_MAX = 64 << 10
 """One option reply: a name of 4096 bytes and a description fit several times."""

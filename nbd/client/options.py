@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nbd.contexts import BASE_ALLOCATION
+from nbd.constants import BASE_ALLOCATION
 
 
 @dataclass(frozen=True, slots=True)

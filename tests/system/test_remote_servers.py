@@ -15,8 +15,7 @@ import trio
 from blockdev.device import Extent
 from blockdev.errors import OutOfRangeError
 from nbd.client import ClientOptions, NbdDevice, describe, open_nbd
-from nbd.constants import ExportFlag
-from nbd.contexts import BASE_ALLOCATION
+from nbd.constants import BASE_ALLOCATION, ExportFlag
 from nbd.errors import TlsError, UnreachableError
 from tests.system.remote_servers import ONCE, SIZE_BYTES, RemoteServer, content
 

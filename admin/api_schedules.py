@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 from admin.control import ScheduleControl
 from admin.names import check_name
 from admin.status import ScheduleInfo
-from storage.schedule import Schedule
+from storage.catalogue.schedule import Schedule
 
 
 class NewSchedule(BaseModel):

@@ -1,5 +1,6 @@
 """The part of the control API that sends and receives snapshots: streams as they are, see
-`storage.stream`. Whoever is slower sets the pace, on both sides; nothing is held but a few chunks.
+`storage.transfer.stream`. The slower
+side sets the pace; only a few chunks are held in memory.
 """
 
 import logging

@@ -36,7 +36,7 @@ from admin.schedule_config import read_schedules
 from admin.scrub_config import ScrubConfig, read_scrub
 from admin.sizes import GIB, KIB, MIB, PIB, TIB
 from admin.tables import Table
-from storage.schedule import Schedule
+from storage.catalogue.schedule import Schedule
 
 FORMAT = 1
 LOCAL_HOST = "local"

@@ -10,6 +10,7 @@ from typing import Protocol
 from typing_extensions import Buffer
 
 from admin.status import ClientInfo, ExportInfo, ScheduleInfo
+from storage.catalogue.schedule import Schedule
 from storage.info import (
     MemberInfo,
     PoolInfo,
@@ -19,7 +20,6 @@ from storage.info import (
     VolumeInfo,
     VolumeSpace,
 )
-from storage.schedule import Schedule
 
 
 class PoolControl(Protocol):

@@ -15,10 +15,10 @@ from admin.plan import Content, Found, Plan, set_aside
 from blockdev.device import BlockDevice
 from blockdev.errors import DeviceError
 from blockdev.file import FileDevice
-from storage.check import check_pool
 from storage.errors import InvalidArgumentError, MissingMemberError, NotFoundError
 from storage.info import CheckReport
 from storage.pool import MemberDevice, create_pool, probe_member
+from storage.verify.check import check_pool
 
 _log = logging.getLogger("cenote.devices")
 

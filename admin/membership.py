@@ -28,8 +28,8 @@ from storage.errors import (
     MemberTooSmallError,
     NotFoundError,
 )
-from storage.growth import Growth
 from storage.info import MemberInfo, PoolInfo
+from storage.members.growth import Growth
 
 _log = logging.getLogger("cenote.daemon")
 

@@ -13,8 +13,8 @@ newest snapshot of each of so many hours, days... that have one.
 
 from admin.periods import PeriodError, parse_period
 from admin.tables import Table
+from storage.catalogue.schedule import Schedule, check_schedule
 from storage.errors import InvalidArgumentError
-from storage.schedule import Schedule, check_schedule
 
 
 def read_schedules(root: Table) -> dict[str, Schedule]:

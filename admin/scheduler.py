@@ -18,10 +18,10 @@ import trio
 
 from admin.status import ScheduleInfo
 from blockdev.errors import DeviceError
+from storage.catalogue.retention import Automatic, expired
+from storage.catalogue.schedule import Schedule, check_schedule, snapshot_name
 from storage.errors import ExistsError, InUseError, NotFoundError
 from storage.info import SnapshotInfo, VolumeInfo
-from storage.retention import Automatic, expired
-from storage.schedule import Schedule, check_schedule, snapshot_name
 
 _log = logging.getLogger("cenote.schedule")
 

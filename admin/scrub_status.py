@@ -5,7 +5,7 @@ from enum import StrEnum
 from typing import Protocol
 from uuid import UUID
 
-from storage.scrub_report import ScrubPass
+from storage.verify.scrub_pass import ScrubPass
 
 
 class ScrubState(StrEnum):

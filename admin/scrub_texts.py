@@ -6,7 +6,7 @@ from admin.scrub_status import ScrubInfo, ScrubRun, ScrubState
 from admin.sizes import human
 from admin.space_texts import write_text
 from admin.texts import line
-from storage.scrub_report import Finding
+from storage.verify.scrub_pass import Finding
 
 __all__ = ["write_text"]
 

@@ -17,8 +17,8 @@ from admin.scrub_config import ScrubConfig
 from admin.scrub_status import Keeper, ScrubInfo, ScrubRecord, ScrubRun, ScrubState
 from admin.sizes import human
 from blockdev.errors import DeviceError
-from storage.scrub_report import ScrubPass, Stage
 from storage.throttle import Limits, Throttle
+from storage.verify.scrub_pass import ScrubPass, Stage
 
 _log = logging.getLogger("cenote.scrub")
 
@@ -31,7 +31,7 @@ RETRY_S_MAX = 3600.0
 
 
 class ScrubEngine(Protocol):
-    """What reads the pool: `storage.scrub.Scrubber`."""
+    """What reads the pool: `storage.verify.scrub.Scrubber`."""
 
     def new_pass(self) -> ScrubPass:
         """A pass over what there is now."""

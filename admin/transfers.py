@@ -12,11 +12,11 @@ from admin.names import SnapshotName
 from admin.output import drop_stdout
 from admin.transfer_reports import ReceivedReport, SentReport, TransferCounts
 from blockdev.errors import DeviceError
+from storage.catalogue.resume_token import ResumeToken
 from storage.errors import NotFoundError, StreamError
 from storage.info import ReceivingInfo
-from storage.resume import ResumeToken
-from storage.stream import Decoder, Failed
-from storage.targets import SUFFIX
+from storage.transfer.stream import Decoder, Failed
+from storage.transfer.targets import SUFFIX
 
 Progress = Callable[[str, int, int], None]
 

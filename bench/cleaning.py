@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 from bench.machine import describe_machine
 from bench.plot import Line, chart
 from blockdev.file import FileDevice
-from storage.check import check_pool
-from storage.commit import Records
+from storage.format.commit import Records
 from storage.pool import MemberDevice, Pool, create_pool, open_pool
-from storage.volume import Volume
+from storage.verify.check import check_pool
+from storage.volumes.volume import Volume
 
 BLOCK = 4096
 MIB = 1 << 20

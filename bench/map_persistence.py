@@ -23,8 +23,8 @@ import trio
 
 from bench.machine import describe_machine
 from bench.open_time import BATCH_BLOCKS, NO_CHECKPOINTS, HollowFile, map_batch
-from storage.layer import Layer
-from storage.pageblob import CHUNK_PAGES, PAGE_BLOCKS
+from storage.format.pages import CHUNK_PAGES, PAGE_BLOCKS
+from storage.map.layer import Layer
 from storage.pool import MemberDevice, Pool, PoolSettings, create_pool, open_pool
 from storage.settings import CHECKPOINT_RECORDS
 

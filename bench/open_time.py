@@ -29,9 +29,10 @@ from typing_extensions import Buffer
 
 from bench.machine import describe_machine
 from blockdev.file import FileDevice
-from storage import commit
-from storage.commit import LayerExtents, Records
-from storage.entry import RAW, SEGMENT_SHIFT
+from storage.format import commit
+from storage.format.commit import LayerExtents, Records
+from storage.format.entry import RAW, SEGMENT_SHIFT
+from storage.members.segments import State
 from storage.pool import (
     REPLAY_COST_MAX,
     MemberDevice,
@@ -40,7 +41,6 @@ from storage.pool import (
     create_pool,
     open_pool,
 )
-from storage.segments import State
 from storage.settings import CHECKPOINT_COMMITS, CHECKPOINT_RECORDS
 
 BLOCK_BYTES = 4096

@@ -22,9 +22,9 @@ from bench.figures import milliseconds, seconds_of, show
 from nbd.listeners import listen_unix
 from nbd.server import Server
 from storage import pool as engine
-from storage.buffer import WriteBuffer
-from storage.catalogue import Catalogue
-from storage.intake import Intake
+from storage.catalogue.catalogue import Catalogue
+from storage.log.buffer import WriteBuffer
+from storage.log.intake import Intake
 from storage.pool import Pool
 
 SNAPSHOTS = 300

@@ -27,10 +27,10 @@ import trio
 from bench.figures import milliseconds, seconds_of, show
 from bench.snapshot_load import measure_under_load
 from blockdev.file import FileDevice
-from storage.check import check_pool
-from storage.pageblob import PAGE_BLOCKS
+from storage.format.pages import PAGE_BLOCKS
 from storage.pool import MemberDevice, Pool, create_pool, open_pool
-from storage.volume import Volume
+from storage.verify.check import check_pool
+from storage.volumes.volume import Volume
 
 BLOCK = 4096
 MIB = 1 << 20

@@ -18,40 +18,41 @@ import trio
 
 from blockdev.device import BlockDevice
 from blockdev.errors import DeviceError, NoSpaceError
-from storage import catalogue_operations, gather, opening
-from storage.accounting import volume_spaces
-from storage.arrivals import identify
-from storage.catalogue_operations import Operation
-from storage.checkpoint import Checkpointer
-from storage.cleaner import Cleaner
-from storage.contexts import Contexts
-from storage.creation import create_pool
+from storage.catalogue import operations
+from storage.catalogue.arrivals import identify
+from storage.catalogue.operations import Operation
+from storage.checkpoint.checkpointer import Checkpointer
+from storage.checkpoint.metadata_writer import MetaWriter
+from storage.cleaning.cleaner import Cleaner
+from storage.cleaning.mover import Mover
+from storage.cleaning.reclaim import Reclaimer
 from storage.environment import Environment
 from storage.errors import DamagedError
-from storage.fields import decode, encode
-from storage.flatten import Flattener
-from storage.follow import follow, make_layers
-from storage.growth import Growth
+from storage.format.values import decode, encode
 from storage.info import PoolInfo, PoolSpace, VolumeSpace
-from storage.liveness import Living
-from storage.log import Log, Written
-from storage.member import MemberDevice, read_superblock
-from storage.meta import MetaWriter
-from storage.mover import Mover
-from storage.opening import Opened
+from storage.log.budget import SpaceBudget
+from storage.log.committer import Log, Written
+from storage.map.extents import Status
+from storage.map.follow import follow, make_layers
+from storage.map.liveness import Living
+from storage.map.reader import ExtentCache, Reader
+from storage.members.creation import create_pool
+from storage.members.growth import Growth
+from storage.members.member import MemberDevice, read_superblock
+from storage.members.resync import Resync
+from storage.members.trimmer import Trimmer
 from storage.pool_report import pool_info, pool_space
-from storage.quota import Quotas
-from storage.reader import ExtentCache, Reader
-from storage.reclaim import Reclaimer
-from storage.resync import Resync
-from storage.scrub import Scrubber
+from storage.recovery import assemble, opening
+from storage.recovery.opening import Opened
 from storage.settings import PoolSettings
-from storage.space import SpaceBudget
-from storage.status import Status
-from storage.transfers import Transfers
-from storage.trimmer import Trimmer
-from storage.volume import Volume, VolumeState
-from storage.volumes import Volumes
+from storage.transfer.transfers import Transfers
+from storage.verify.scrub import Scrubber
+from storage.volumes.contexts import Contexts
+from storage.volumes.flatten import Flattener
+from storage.volumes.quota import Quotas
+from storage.volumes.registry import Volumes
+from storage.volumes.space import volume_spaces
+from storage.volumes.volume import Volume, VolumeState
 
 __all__ = ["MemberDevice", "Pool", "PoolSettings", "create_pool", "open_pool", "probe_member"]
 
@@ -94,9 +95,9 @@ async def open_pool(
     Raises:
         PoolError: and its kinds say why the pool cannot be opened.
     """
-    found = await gather.read_all(members)
-    newest = gather.newest_of(found)
-    attached = gather.attach(newest, found, without)
+    found = await assemble.read_all(members)
+    newest = assemble.newest_of(found)
+    attached = assemble.attach(newest, found, without)
     roster = await opening.take(newest, attached, env)
     cache_bytes = max(settings.page_cache_bytes, 4 << 20)
     opened = await opening.load(roster, attached, cache_bytes, was_clean=newest.clean)
@@ -247,7 +248,7 @@ class Pool(Transfers):
         # From here to the wait nothing suspends: the operation is one point in the log.
         self._log.intake.refuse_operations()
         try:
-            made = catalogue_operations.apply(self._live, operation).made
+            made = operations.apply(self._live, operation).made
         except DamagedError as error:  # a mistake of ours must not get into the log
             self._log.die(error)
             raise
@@ -267,7 +268,7 @@ class Pool(Transfers):
             segment = self.table[placed.segment]
             segment.announced_in = min(segment.announced_in, written.position.commit)
         for operation in written.records.operations:
-            follow(catalogue_operations.apply(self._durable, decode(operation)), self.blockmap)
+            follow(operations.apply(self._durable, decode(operation)), self.blockmap)
         if written.buffer is not None:
             for number, part in written.buffer.layers.items():
                 self.blockmap.layers[number].overlays.remove(part)

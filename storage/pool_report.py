@@ -3,17 +3,17 @@
 from typing import Protocol
 
 from blockdev.errors import DeviceError
-from storage.accounting import Tree
-from storage.catalogue import Catalogue
+from storage.catalogue.catalogue import Catalogue
+from storage.checkpoint.stock import Stock
+from storage.format.superblock import MemberRow
 from storage.info import MemberInfo, MemberSpace, MemberState, PoolInfo, PoolSpace
-from storage.member import Member
-from storage.quota import Quotas
-from storage.roster import Roster
-from storage.segments import Segment, SegmentTable, State
-from storage.space import SpaceBudget
-from storage.stock import Stock
-from storage.superblock import MemberRow
-from storage.usage import Usage
+from storage.log.budget import SpaceBudget
+from storage.map.usage import Usage
+from storage.members.member import Member
+from storage.members.roster import Roster
+from storage.members.segments import Segment, SegmentTable, State
+from storage.volumes.quota import Quotas
+from storage.volumes.space import Tree
 
 
 class Reported(Protocol):

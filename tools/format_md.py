@@ -7,18 +7,11 @@ import inspect
 from pathlib import Path
 from types import ModuleType
 
-from storage import (
-    catalogue_operations,
-    commit,
-    entry,
-    member,
-    meta,
-    pageblob,
-    resume,
-    root,
-    stream,
-    superblock,
-)
+from storage.catalogue import operations, resume_token
+from storage.checkpoint import metadata_writer
+from storage.format import checkpoint_root, commit, entry, pages, superblock
+from storage.members import member
+from storage.transfer import stream
 
 HEAD = """\
 # On-disk format, version 1
@@ -54,12 +47,12 @@ SECTIONS: list[tuple[str, ModuleType]] = [
     ("Superblock", superblock),
     ("Map entry", entry),
     ("Commit", commit),
-    ("Catalogue operations", catalogue_operations),
-    ("Checkpoint root", root),
-    ("Metadata segments", meta),
-    ("Map page and directory", pageblob),
+    ("Catalogue operations", operations),
+    ("Checkpoint root", checkpoint_root),
+    ("Metadata segments", metadata_writer),
+    ("Map page and directory", pages),
     ("Stream of a snapshot", stream),
-    ("Resume token", resume),
+    ("Resume token", resume_token),
 ]
 
 

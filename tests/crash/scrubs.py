@@ -3,10 +3,10 @@
 from collections.abc import Awaitable, Callable
 
 from blockdev.world import SimulatedWorld
-from storage.entry import Location, unpack
+from storage.format.entry import Location, unpack
 from storage.pool import Pool
-from storage.scrub_report import Outcome, ScrubPass, Stage
 from storage.throttle import Limits, Throttle
+from storage.verify.scrub_pass import Outcome, ScrubPass, Stage
 from tests.crash.harness import Shape, contents, live, opened
 from tests.crash.model import History
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from functools import partial
 
 from blockdev.world import SimulatedWorld
-from storage.check import check_pool
 from storage.pool import Pool
+from storage.verify.check import check_pool
 from tests.crash.harness import Shape, live, members, new_world, recover
 from tests.crash.model import History
 from tests.crash.workload import Workload, sessions

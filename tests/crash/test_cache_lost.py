@@ -5,7 +5,7 @@ import pytest
 from blockdev.errors import DeviceError
 from blockdev.power import PowerCut
 from blockdev.world import SimulatedWorld
-from storage.member import Member
+from storage.members.member import Member
 from tests.crash.harness import ONE, TWO_OF_THREE, Shape, live, new_world, opened, recover
 from tests.crash.model import History
 from tests.crash.workload import Workload

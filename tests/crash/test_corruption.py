@@ -10,11 +10,11 @@ import pytest
 from blockdev.errors import ChecksumError, DeviceError
 from blockdev.simulated import SimulatedDisk
 from blockdev.world import SimulatedWorld
-from storage import store
-from storage.commit import HEADER_BYTES, CommitHeader, decode_header
 from storage.errors import DamagedError
+from storage.format.commit import HEADER_BYTES, CommitHeader, decode_header
+from storage.format.superblock import DATA_START_BYTES
+from storage.members import segment_io
 from storage.pool import Pool
-from storage.superblock import DATA_START_BYTES
 from tests.crash.harness import (
     MIB,
     ONE,
@@ -95,7 +95,7 @@ def test_damage_of_one_copy_is_read_around_counted_and_repaired(seed: int) -> No
 
 def test_an_uncompared_checksum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Goal: this suite notices a reader that takes what the first copy says."""
-    monkeypatch.setattr(store, "CHECK_MASK", 0)
+    monkeypatch.setattr(segment_io, "CHECK_MASK", 0)
     with pytest.raises((AssertionError, DeviceError)):
         heals(1)
 

@@ -15,10 +15,10 @@ from blockdev.errors import DeviceError, NoSpaceError
 from blockdev.power import PowerCut
 from blockdev.simulated import SimulatedDisk
 from blockdev.world import SimulatedWorld
-from storage.log import Log
+from storage.log.committer import Log
+from storage.members.segment_io import Failure
 from storage.pool import Pool
-from storage.store import Failure
-from storage.volume import Volume
+from storage.volumes.volume import Volume
 from tests.crash.harness import (
     MIB,
     ONE,

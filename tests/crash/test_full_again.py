@@ -10,7 +10,7 @@ import trio
 from blockdev.errors import NoSpaceError
 from blockdev.world import SimulatedWorld
 from storage.pool import Pool
-from storage.volume import Volume
+from storage.volumes.volume import Volume
 from tests.crash import model
 from tests.crash.harness import (
     MIB,

@@ -10,11 +10,11 @@ import trio
 from blockdev.errors import DeviceError
 from blockdev.simulated import SimulatedDisk
 from blockdev.world import SimulatedWorld
-from storage.check import check_pool
 from storage.errors import PoolError
-from storage.member import Member, read_superblock
+from storage.format.superblock import Superblock
+from storage.members.member import Member, read_superblock
 from storage.pool import MemberDevice, Pool, open_pool
-from storage.superblock import Superblock
+from storage.verify.check import check_pool
 from tests.crash.harness import (
     MIB,
     SETTINGS,

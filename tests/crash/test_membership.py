@@ -9,7 +9,6 @@ import pytest
 
 from blockdev.simulated import SimulatedDisk
 from blockdev.world import SimulatedWorld
-from storage.codec import digest_of
 from storage.errors import (
     DamagedError,
     ForeignMemberError,
@@ -19,9 +18,10 @@ from storage.errors import (
     NotAMemberError,
     PoolError,
 )
-from storage.member import closing_offset, read_superblock
+from storage.format.codec import digest_of
+from storage.format.superblock import RING_SLOTS, SUPERBLOCK_BYTES
+from storage.members.member import closing_offset, read_superblock
 from storage.pool import MemberDevice, create_pool, open_pool
-from storage.superblock import RING_SLOTS, SUPERBLOCK_BYTES
 from tests.crash.harness import (
     MIB,
     ONE,

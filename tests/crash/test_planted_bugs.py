@@ -8,14 +8,14 @@ from collections.abc import Iterable
 
 import pytest
 
-from storage import opening
-from storage.log import Log
-from storage.member import Member
-from storage.opening import Opened
-from storage.replay import Found, Replay
-from storage.root import LogPosition
-from storage.segments import State
-from storage.store import Failure, Store
+from storage.format.checkpoint_root import LogPosition
+from storage.log.committer import Log
+from storage.members.member import Member
+from storage.members.segment_io import Failure, Store
+from storage.members.segments import State
+from storage.recovery import opening
+from storage.recovery.opening import Opened
+from storage.recovery.replay import Found, Replay
 from tests.crash.harness import ONE, TWO_OF_THREE, Shape
 from tests.crash.sweep import Sweep
 

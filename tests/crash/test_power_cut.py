@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from storage import relocate
-from storage.meta import MetaWriter
-from storage.relocate import Relocator
+from storage.checkpoint import relocate
+from storage.checkpoint.metadata_writer import MetaWriter
+from storage.checkpoint.relocate import Relocator
 from tests.crash.harness import ONE, SEGMENT_BYTES, SHAPES, THREE, TWO_OF_THREE, Shape
 from tests.crash.sweep import Sweep
 from tests.crash.workload import CHECKPOINTS, CLEANING

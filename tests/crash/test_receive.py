@@ -8,9 +8,9 @@ import pytest
 
 from blockdev.errors import DeviceError
 from blockdev.world import SimulatedWorld
-from storage import receive as receive_module
 from storage.pool import Pool
-from storage.receive import Receiving
+from storage.transfer import receive as receive_module
+from storage.transfer.receive import Receiving
 from tests.crash.harness import MIB, ONE, TWO_OF_THREE, Shape, live, new_world, opened
 from tests.crash.sweep import find_no_damage
 from tests.unit.storage import pools

@@ -9,13 +9,14 @@ from blockdev.errors import DeviceError
 from blockdev.power import CachedWrite
 from blockdev.simulated import SimulatedDisk
 from blockdev.world import SimulatedWorld
-from storage import examiner, root, scrub_map, scrub_segments, whereabouts
-from storage.commit import HEADER_BYTES
-from storage.entry import Location, unpack
+from storage.format import checkpoint_root
+from storage.format.commit import HEADER_BYTES
+from storage.format.entry import Location, unpack
+from storage.format.superblock import RING_SLOTS, SUPERBLOCK_BYTES
+from storage.members.segments import Role, Segment
 from storage.pool import Pool
-from storage.scrub_report import Outcome, ScrubPass
-from storage.segments import Role, Segment
-from storage.superblock import RING_SLOTS, SUPERBLOCK_BYTES
+from storage.verify import affected, examiner, scrub_map, scrub_segments
+from storage.verify.scrub_pass import Outcome, ScrubPass
 from tests.crash.harness import (
     MIB,
     ONE,
@@ -85,7 +86,7 @@ def test_what_is_called_lost_is_what_cannot_be_read(
     Method: garbage on the only member; each block of each volume and snapshot is read and held
     against the report.
     """
-    monkeypatch.setattr(whereabouts, "HELD_MAX", 10_000)
+    monkeypatch.setattr(affected, "HELD_MAX", 10_000)
     world, _ = stopped_world(ONE, seed)
     damage(world.disks[0], random.Random(seed), 0.05)
 
@@ -133,7 +134,9 @@ def reported(done: ScrubPass, what: str) -> set[tuple[str, int]]:
 async def places(pool: Pool) -> dict[str, list[Location]]:
     """Where each kind of metadata lies."""
     pointer = pool.roster.superblock.root
-    made = root.unpack(await pool.store.read_located(pointer.a, pointer.b, root.ROOT_BYTES_MAX))
+    made = checkpoint_root.unpack(
+        await pool.store.read_located(pointer.a, pointer.b, checkpoint_root.ROOT_BYTES_MAX)
+    )
     found = {"root": [unpack(pointer.a, pointer.b)], "directory": [], "map page": []}
     for table in ("catalogue", "segments", "directories", "usage"):
         found[table] = [unpack(a, b) for a, b in getattr(made, table)]

@@ -13,8 +13,8 @@ from typing_extensions import Buffer
 from admin.wire import decode, encode
 from blockdev.errors import DeviceError
 from storage.pool import Pool
-from storage.scrub_report import Finding, Outcome, ScrubPass, Stage
 from storage.throttle import Limits, Throttle
+from storage.verify.scrub_pass import Finding, Outcome, ScrubPass, Stage
 from tests.crash.harness import (
     MIB,
     ONE,

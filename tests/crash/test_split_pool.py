@@ -8,9 +8,17 @@ from uuid import UUID
 import pytest
 
 from blockdev.simulated import SimulatedDisk
-from storage.codec import digest_of
 from storage.errors import ForeignMemberError
-from storage.superblock import RING_SLOTS, SUPERBLOCK_BYTES, Left, Seen, Superblock, decode, encode
+from storage.format.codec import digest_of
+from storage.format.superblock import (
+    RING_SLOTS,
+    SUPERBLOCK_BYTES,
+    Left,
+    Seen,
+    Superblock,
+    decode,
+    encode,
+)
 from tests.crash.harness import MIB, TWO_OF_THREE, live, members, new_world, opened
 from tests.crash.some_members import open_some, run, world_with_data
 

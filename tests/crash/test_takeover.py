@@ -16,9 +16,9 @@ from blockdev.device import BlockDevice
 from blockdev.errors import DeviceError, TakenError
 from blockdev.world import SimulatedWorld
 from storage.info import MemberState
-from storage.member import Member
+from storage.members.member import Member
+from storage.members.roster import Roster
 from storage.pool import MemberDevice, open_pool
-from storage.roster import Roster
 from tests.crash.harness import (
     ONE,
     SETTINGS,

@@ -4,7 +4,7 @@ import pytest
 import trio
 
 from blockdev.simulated import SimulatedDisk
-from storage import slots, trimmer
+from storage.members import slots, trimmer
 from storage.pool import Pool
 from tests.crash import model
 from tests.crash.harness import MIB, ONE, TWO_OF_THREE, Shape

@@ -11,9 +11,9 @@ from blockdev.errors import ClosedError, DeviceError, NoSpaceError, TakenError
 from blockdev.simulated import SimulatedDisk
 from blockdev.world import SimulatedWorld
 from storage.errors import MissingMemberError
-from storage.member import closing_offset, read_superblock
+from storage.format.superblock import DATA_START_BYTES
+from storage.members.member import closing_offset, read_superblock
 from storage.pool import open_pool
-from storage.superblock import DATA_START_BYTES
 from tests.crash.harness import (
     MIB,
     ONE,

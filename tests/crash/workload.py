@@ -13,7 +13,7 @@ import trio
 from blockdev.world import SimulatedWorld
 from storage.errors import InvalidArgumentError
 from storage.pool import Pool, PoolSettings
-from storage.volume import Volume
+from storage.volumes.volume import Volume
 from tests.crash import model
 from tests.crash.harness import MIB, SETTINGS, Shape, opened
 from tests.crash.model import BLOCK, History

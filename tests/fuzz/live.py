@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from blockdev.world import SimulatedWorld
-from storage import gather, opening
-from storage.entry import KIND_MASK, RAW, unpack
-from storage.opening import Opened
-from storage.roster import Roster
+from storage.format.entry import KIND_MASK, RAW, unpack
+from storage.members.roster import Roster
+from storage.recovery import assemble, opening
+from storage.recovery.opening import Opened
 from tests.crash.harness import Shape, live, members
 
 PAGE_CACHE_BYTES = 16 << 20
@@ -29,9 +29,9 @@ def live_pieces(world: SimulatedWorld, shape: Shape) -> list[Piece]:
     again = world.reboot()
 
     async def body() -> None:
-        offered = await gather.read_all(members(again, shape))
-        newest = gather.newest_of(offered)
-        attached = gather.attach(newest, offered, ())
+        offered = await assemble.read_all(members(again, shape))
+        newest = assemble.newest_of(offered)
+        attached = assemble.attach(newest, offered, ())
         roster = Roster(newest, attached, newest.members)
         opened = await opening.load_checkpoint(roster, attached, PAGE_CACHE_BYTES, repair=False)
         for kind, a, b in await _words(opened):

@@ -11,10 +11,10 @@ import pytest
 
 from blockdev.errors import ChecksumError
 from blockdev.world import SimulatedWorld
-from storage.check import check_pool
 from storage.errors import DamagedError
 from storage.info import Damage
 from storage.pool import Pool
+from storage.verify.check import check_pool
 from tests.crash.harness import Shape, live, members, opened
 from tests.crash.model import History
 from tests.fuzz.images import ONE, TWO, Tally, overwrite, present, read_every_block, stopped_world

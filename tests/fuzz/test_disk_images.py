@@ -9,10 +9,10 @@ import pytest
 
 from blockdev.errors import DeviceError
 from blockdev.world import SimulatedWorld
-from storage import codec, commit, pageblob, root, superblock
-from storage.check import check_pool
-from storage.meta import PIECE_BYTES_MAX
+from storage.checkpoint.metadata_writer import PIECE_BYTES_MAX
+from storage.format import checkpoint_root, codec, commit, pages, superblock
 from storage.pool import Pool
+from storage.verify.check import check_pool
 from tests.crash.harness import Shape, live, members, opened
 from tests.crash.model import BLOCK
 from tests.fuzz.bounded import bounded_memory, value_or_clear_error
@@ -107,10 +107,10 @@ def test_damaged_images_long(seed: int, stopped: bool) -> None:
 # Damage with right checksums
 
 METADATA = (
-    root.ROOT_BYTES_MAX,
+    checkpoint_root.ROOT_BYTES_MAX,
     PIECE_BYTES_MAX,
-    pageblob.CHUNK_BYTES,
-    pageblob.PAGE_BLOB_BYTES_MAX,
+    pages.CHUNK_BYTES,
+    pages.PAGE_BLOB_BYTES_MAX,
 )
 
 

@@ -15,18 +15,19 @@ import numpy as np
 import pytest
 
 from blockdev.memory import MemoryDevice
-from storage import catalogue_operations, codec, commit, entry, fields, pageblob, root, superblock
-from storage.blockmap import BlockMap
-from storage.catalogue import Catalogue
-from storage.commit import CommitHeader, LayerExtents, LayerMoves, Placed, Records
-from storage.follow import make_layers
-from storage.layer import Layer
-from storage.member import Member, MemberDevice
-from storage.root import LogPosition, Root
-from storage.segments import ROW, SegmentTable, State
-from storage.store import Store
-from storage.superblock import Copy, Jump, MemberRow, RootPointer, Superblock
-from storage.usage import Usage
+from storage.catalogue import operations
+from storage.catalogue.catalogue import Catalogue
+from storage.format import checkpoint_root, codec, commit, entry, pages, superblock, values
+from storage.format.checkpoint_root import LogPosition, Root
+from storage.format.commit import CommitHeader, LayerExtents, LayerMoves, Placed, Records
+from storage.format.superblock import Copy, Jump, MemberRow, RootPointer, Superblock
+from storage.map.blockmap import BlockMap
+from storage.map.follow import make_layers
+from storage.map.layer import Layer
+from storage.map.usage import Usage
+from storage.members.member import Member, MemberDevice
+from storage.members.segment_io import Store
+from storage.members.segments import ROW, SegmentTable, State
 from tests.fuzz.bounded import bounded_memory, value_or_clear_error
 from tests.fuzz.mutate import mutated, mutated_value
 
@@ -103,7 +104,7 @@ def _records() -> Records:
     a[2], b[2] = entry.pack_a(entry.LZ4, 2, 64), entry.pack_b(9000, 4, 77)
     blocks = np.array([0, 1, 1022, 5000, 1 << 33], dtype=np.uint64)
     tops = np.arange(count, dtype=np.uint64)
-    operation = fields.encode({"op": "create", "v": "w", "size": 4096, "head": 9, "at": "now"})
+    operation = values.encode({"op": "create", "v": "w", "size": 4096, "head": 9, "at": "now"})
     moved = np.array([[5 | 1 << 56, a[0], b[0], a[1], b[1]]] * 3, dtype=np.uint64)
     return Records(
         [LayerExtents(4, blocks, a, b, tops)], [(4, 100, 1 << 30), (3, 0, 1)], [operation],
@@ -141,9 +142,9 @@ def _parse_table(data: bytes) -> None:
         for pending in layer.pending.values():
             for step in pending.steps():
                 assert len(step.slots) == len(step.entries)
-                assert ((step.slots >= 0) & (step.slots < pageblob.PAGE_BLOCKS)).all()
+                assert ((step.slots >= 0) & (step.slots < pages.PAGE_BLOCKS)).all()
     for operation in records.operations:
-        catalogue_operations.apply(Catalogue(), fields.decode(operation))
+        operations.apply(Catalogue(), values.decode(operation))
 
 
 # Map pages, directories, tables, roots
@@ -153,24 +154,24 @@ def _page(count: int, seed: int) -> bytes:
     noise = np.random.default_rng(seed)
     slots = np.sort(noise.choice(1024, size=count, replace=False)).astype(np.int64)
     entries = noise.integers(0, 2**63, size=(count, 2), dtype=np.uint64)
-    return pageblob.encode_page(slots, entries, noise.integers(0, 2, size=count).astype(bool))
+    return pages.encode_page(slots, entries, noise.integers(0, 2, size=count).astype(bool))
 
 
 def _parse_page(data: bytes) -> None:
-    slots, entries, own = pageblob.decode_page(data)
-    assert len(slots) == len(entries) == len(own) <= pageblob.PAGE_BLOCKS
-    assert pageblob.encode_page(slots, entries, own)[8:] == bytes(data)[8:]
+    slots, entries, own = pages.decode_page(data)
+    assert len(slots) == len(entries) == len(own) <= pages.PAGE_BLOCKS
+    assert pages.encode_page(slots, entries, own)[8:] == bytes(data)[8:]
     entry.live_by_segment(entries[:, 0], entries[:, 1])
 
 
 def _chunk() -> bytes:
-    rows = np.zeros((pageblob.CHUNK_PAGES, 4), dtype="<u8")
+    rows = np.zeros((pages.CHUNK_PAGES, 4), dtype="<u8")
     rows[3] = (entry.pack_a(entry.RAW, 1, 64), entry.pack_b(90, 1, 5), 0, 0)
     return rows.tobytes()
 
 
 def _parse_chunk(data: bytes) -> None:
-    assert pageblob.decode_chunk(data).shape == (pageblob.CHUNK_PAGES, 4)
+    assert pages.decode_chunk(data).shape == (pages.CHUNK_PAGES, 4)
 
 
 def _root(**changes: object) -> bytes:
@@ -183,7 +184,9 @@ def _root(**changes: object) -> bytes:
 
 
 def _parse_root(data: bytes) -> None:
-    assert root.unpack(root.unpack(data).pack()) == root.unpack(data)
+    assert checkpoint_root.unpack(checkpoint_root.unpack(data).pack()) == checkpoint_root.unpack(
+        data
+    )
 
 
 def _rows() -> bytes:
@@ -242,7 +245,7 @@ def _grown() -> Catalogue:
             "arrival": ["a", "u", "now", bytes(range(16)), bytes(16), 8192, 0],
         },
     ):
-        catalogue_operations.apply(made, op)
+        operations.apply(made, op)
     return made
 
 
@@ -287,7 +290,7 @@ def _parse_catalogue(data: bytes) -> None:
 
 def _parse_operation(data: bytes) -> None:
     made = _grown()
-    catalogue_operations.apply(made, fields.decode(data))
+    operations.apply(made, values.decode(data))
     _use(made)
 
 
@@ -309,13 +312,15 @@ PARSERS = {
     "record table": Parser([commit.encode_table(_records())], _parse_table),
     "map page": Parser([_page(3, 1), _page(60, 2), _page(1024, 3), _page(0, 4)], _parse_page),
     "directory chunk": Parser([_chunk()], _parse_chunk),
-    "directory index": Parser([root.pack_index([(1, 0, 3, 4), (2, 1, 5, 6)])], root.unpack_index),
+    "directory index": Parser(
+        [checkpoint_root.pack_index([(1, 0, 3, 4), (2, 1, 5, 6)])], checkpoint_root.unpack_index
+    ),
     "root": Parser([_root()], _parse_root, by_value=True),
     "usage": Parser([_usage()], _parse_usage),
     "segment table": Parser([_rows()], _parse_rows),
     "catalogue": Parser([_grown().pack(), Catalogue().pack()], _parse_catalogue, by_value=True),
     "operation": Parser(
-        [fields.encode(op) for op in OPERATIONS], _parse_operation, by_value=True
+        [values.encode(op) for op in OPERATIONS], _parse_operation, by_value=True
     ),
     "compressed extent": Parser(_compressed(), _parse_compressed),
 }  # fmt: skip
@@ -326,11 +331,11 @@ def fuzz(name: str, rounds: int, seed: int) -> None:
     rng = random.Random(f"{name} {seed}")
     for _ in range(rounds):
         if parser.by_value and rng.random() < 0.7:
-            value = fields.decode(rng.choice(parser.samples))
+            value = values.decode(rng.choice(parser.samples))
             for _ in range(rng.choice([1, 1, 2, 5])):
                 value = mutated_value(rng, value)
             try:
-                data = fields.encode(value)
+                data = values.encode(value)
             except (OverflowError, ValueError):
                 continue  # not to be had in msgpack
         else:

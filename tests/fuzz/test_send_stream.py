@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockdev.errors import DeviceError
-from storage.stream import DATA_BYTES_MAX, Data, Decoder
+from storage.transfer.stream import DATA_BYTES_MAX, Data, Decoder
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, write
 from tests.unit.storage.streams import receive, sent
 from tests.unit.storage.test_stream import example

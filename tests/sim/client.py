@@ -10,7 +10,7 @@ import trio
 from blockdev.errors import DeviceError, NoSpaceError
 from storage.errors import InvalidArgumentError, NotFoundError
 from storage.pool import Pool
-from storage.volume import Volume
+from storage.volumes.volume import Volume
 from tests.crash.harness import MIB
 from tests.crash.model import BLOCK
 from tests.sim.model import Model

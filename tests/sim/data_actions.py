@@ -7,9 +7,9 @@ from dataclasses import replace
 import trio
 
 from blockdev.errors import DeviceError
-from storage.scrub_report import Finding, Outcome, Stage
 from storage.throttle import Limits, Throttle
-from storage.volume import Volume
+from storage.verify.scrub_pass import Finding, Outcome, Stage
+from storage.volumes.volume import Volume
 from tests.crash.harness import MIB
 from tests.crash.model import BLOCK
 from tests.sim.client import Client

@@ -24,8 +24,8 @@ import trio.testing
 
 from blockdev.errors import DeviceError
 from blockdev.power import PowerCut
-from storage import superblock
 from storage.environment import Environment, in_line
+from storage.format import superblock
 
 Body = Callable[[], Awaitable[object]]
 

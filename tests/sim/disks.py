@@ -15,7 +15,7 @@ from blockdev.power import SECTOR_BYTES, CachedWrite, survivors
 from blockdev.simulated import SimulatedDisk
 from blockdev.sparse import SparseBytes
 from blockdev.world import SimulatedWorld
-from storage.superblock import DATA_START_BYTES
+from storage.format.superblock import DATA_START_BYTES
 
 NOTHING_PLANNED = 1 << 62
 KINDS = {"read": 1, "write": 2, "trim": 3, "flush": 4, "allocate": 5}

@@ -4,8 +4,8 @@ import random
 from collections.abc import Callable
 
 from blockdev.errors import DeviceError, NoSpaceError
-from storage.member import closing_offset
-from storage.superblock import DATA_START_BYTES, RING_SLOTS, SUPERBLOCK_BYTES
+from storage.format.superblock import DATA_START_BYTES, RING_SLOTS, SUPERBLOCK_BYTES
+from storage.members.member import closing_offset
 from tests.sim.disks import SimDisk, SimWorld
 from tests.sim.plan import Item
 

@@ -9,9 +9,9 @@ from functools import partial
 import trio
 
 from blockdev.errors import ClosedError, DeviceError
-from storage.check import check_pool
 from storage.errors import ForeignMemberError, MissingMemberError
 from storage.pool import Pool, PoolSettings, open_pool
+from storage.verify.check import check_pool
 from tests.crash.harness import MIB
 from tests.crash.model import State
 from tests.sim import members

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from blockdev.simulated import SimulatedDisk
-from storage import superblock
-from storage.member import MemberDevice, closing_offset
-from storage.superblock import RING_SLOTS, SUPERBLOCK_BYTES, Superblock
+from storage.format import superblock
+from storage.format.superblock import RING_SLOTS, SUPERBLOCK_BYTES, Superblock
+from storage.members.member import MemberDevice, closing_offset
 from tests.crash.harness import Shape
 from tests.sim.disks import SimWorld
 

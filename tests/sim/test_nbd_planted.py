@@ -13,9 +13,9 @@ from blockdev.device import Extent
 from nbd.constants import WireError
 from nbd.replies import ExtendedReplies, StructuredReplies
 from nbd.transmission import Request, RequestParser, refusal
-from storage.layer import Layer
-from storage.reader import Reader
-from storage.volume import Volume, VolumeState
+from storage.map.layer import Layer
+from storage.map.reader import Reader
+from storage.volumes.volume import Volume, VolumeState
 from tests.sim.nbd_peer import Mode
 from tests.sim.test_nbd_model import Handle, history
 

@@ -19,7 +19,7 @@ from nbd.listeners import listen_unix
 from nbd.server import Server
 from storage.pool import MemberDevice, Pool, create_pool, open_pool
 from storage.settings import PoolSettings
-from storage.volume import Volume
+from storage.volumes.volume import Volume
 from tests.sim.nbd_peer import FLUSH, FUA, WRITE, ZEROES, Mode, NbdPeer, nbd_peer
 
 MIB, BLOCK = 1 << 20, 4096

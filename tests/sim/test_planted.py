@@ -13,20 +13,20 @@ from uuid import UUID
 
 import pytest
 
-from storage import gather
-from storage.buffer import WriteBuffer
-from storage.checkpoint import Checkpointer
-from storage.commit import Records
-from storage.encoded import PlacedCommit
-from storage.log import FLUSH_BYTES, Log, Written
-from storage.member import Member
-from storage.merged import Merged
-from storage.page import PendingPage, Step
+from storage.checkpoint.checkpointer import Checkpointer
+from storage.checkpoint.staging import Frozen
+from storage.format.commit import Records
+from storage.format.superblock import Superblock
+from storage.log.buffer import WriteBuffer
+from storage.log.committer import FLUSH_BYTES, Log, Written
+from storage.log.encoded import PlacedCommit
+from storage.map.page import PendingPage, Step
+from storage.map.page_reader import Merged
+from storage.members.member import Member
+from storage.members.resync import Resync
+from storage.members.segments import Segment, SegmentTable
 from storage.pool import Pool
-from storage.resync import Resync
-from storage.segments import Segment, SegmentTable
-from storage.staging import Frozen
-from storage.superblock import Superblock
+from storage.recovery import assemble
 from tests.sim.actions import WEIGHTS
 from tests.sim.plan import make_plan
 from tests.sim.run import guarded
@@ -185,12 +185,12 @@ def test_a_returning_member_that_is_believed_is_found(monkeypatch: Patch) -> Non
 
 def test_a_stale_member_that_is_believed_alone_is_found(monkeypatch: Patch) -> None:
     """Goal: a pool does not open on members that do not know the others to be stale (R5)."""
-    right = gather.attach
+    right = assemble.attach
 
     def wrong(
-        newest: Superblock, found: gather.Offered, without: Collection[UUID]
+        newest: Superblock, found: assemble.Offered, without: Collection[UUID]
     ) -> list[Member | None]:
         return right(newest, found, [row.uuid for row in newest.members])
 
-    monkeypatch.setattr(gather, "attach", wrong)
+    monkeypatch.setattr(assemble, "attach", wrong)
     assert "opened without members it counts on" in finds_it("two")

@@ -30,8 +30,8 @@ import trio
 from admin.exports import PoolExports
 from nbd.listeners import listen_unix
 from nbd.server import Server
-from storage.check import check_pool
 from storage.pool import MemberDevice, Pool, PoolSettings, create_pool, open_pool
+from storage.verify.check import check_pool
 from tests.crash.harness import MIB, ONE, TWO_OF_THREE, Shape
 from tests.sim import deterministic, look
 from tests.sim.disks import SimDisk, SimWorld, boot

@@ -17,7 +17,7 @@ from admin.home import Home, find_home
 from admin.scheduler import Scheduler
 from admin.scrub_config import ScrubConfig
 from admin.scrubbing import Scrubbing
-from storage.schedule import Schedule
+from storage.catalogue.schedule import Schedule
 from tests.unit.admin.fake_pool import (
     POOL,
     FakeClients,

@@ -14,6 +14,7 @@ from admin.home import Home
 from admin.scheduler import Scheduler
 from admin.status import ClientInfo, DaemonInfo, ExportInfo, unix_endpoint
 from blockdev.errors import UnsupportedError
+from storage.catalogue.schedule import Schedule
 from storage.errors import ExistsError, InUseError, InvalidArgumentError, NotFoundError
 from storage.info import (
     Flattening,
@@ -28,7 +29,6 @@ from storage.info import (
     VolumeInfo,
     VolumeSpace,
 )
-from storage.schedule import Schedule
 from tests.unit.admin.fake_scrubs import FakeEngine
 
 POOL = UUID("12345678-1234-5678-1234-567812345678")

@@ -5,8 +5,8 @@ import trio
 from admin.scrub_status import ScrubRecord
 from admin.wire import decode, encode
 from blockdev.errors import DeviceError
-from storage.scrub_report import Finding, Held, Outcome, ScrubPass, Stage
 from storage.throttle import Throttle
+from storage.verify.scrub_pass import Finding, Held, Outcome, ScrubPass, Stage
 
 MIB = 1 << 20
 LOST = Finding(

@@ -14,7 +14,7 @@ from admin.errors import ConfigError
 from admin.nbd_config import NbdConfig, TcpAddress
 from admin.sizes import GIB, MIB
 from nbd.limits import Limits
-from storage.schedule import Schedule
+from storage.catalogue.schedule import Schedule
 
 MEMBER = '[[member]]\npath = "a.img"\nsize = "8G"\n'
 

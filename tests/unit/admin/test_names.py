@@ -1,7 +1,7 @@
 import pytest
 
 import admin.names
-import storage.names
+import storage.catalogue.names
 from admin.names import SnapshotName, check_name, parse_snapshot, printable
 from storage.errors import InvalidArgumentError
 
@@ -20,7 +20,7 @@ def test_other_names_are_refused(name: str) -> None:
 
 
 def test_the_pool_has_the_same_rule() -> None:
-    assert admin.names._NAME.pattern == storage.names.NAME.pattern
+    assert admin.names._NAME.pattern == storage.catalogue.names.NAME.pattern
 
 
 def test_snapshots_are_written_with_an_at() -> None:

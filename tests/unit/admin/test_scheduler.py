@@ -15,10 +15,10 @@ from trio.testing import MockClock as Mock
 from admin import scheduler as scheduler_module
 from admin.scheduler import LOOK_INTERVAL_S, RETRY_S_MAX, Scheduler
 from blockdev.errors import NoSpaceError
+from storage.catalogue.schedule import LATE, Schedule
 from storage.environment import Environment
 from storage.errors import ExistsError, InvalidArgumentError, NotFoundError
 from storage.pool import MemberDevice, Pool, PoolSettings, open_pool
-from storage.schedule import LATE, Schedule
 from tests.unit.admin.fake_pool import FakePool
 from tests.unit.storage.pools import MIB, assert_clean, new_members, read, write
 

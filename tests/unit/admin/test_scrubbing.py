@@ -16,7 +16,7 @@ from admin.scrub_file import FileKeeper
 from admin.scrub_status import ScrubRecord, ScrubState
 from admin.scrubbing import RETRY_S_MAX, SAVE_INTERVAL_S, Scrubbing
 from blockdev.errors import DeviceError
-from storage.scrub_report import Gap
+from storage.verify.scrub_pass import Gap
 from tests.unit.admin.fake_scrubs import LOST, MIB, FakeEngine, MemoryKeeper
 
 DAY = 86400.0

@@ -28,7 +28,7 @@ from admin.scrub_config import ScrubConfig
 from admin.scrubbing import Scrubbing
 from nbd.errors import UnknownExportError
 from storage.pool import Pool
-from storage.receive import Receiving
+from storage.transfer.receive import Receiving
 from tests.unit.admin.fake_pool import POOL, FakeClients, FakeMembers, FakePool, daemon_info
 from tests.unit.admin.fake_scrubs import MemoryKeeper
 from tests.unit.storage.pools import MIB, new_members, opened, read, write

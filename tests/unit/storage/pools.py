@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 from blockdev.device import BlockDevice
 from blockdev.memory import MemoryDevice
-from storage.check import check_pool
 from storage.pool import MemberDevice, Pool, PoolSettings, create_pool, open_pool
+from storage.verify.check import check_pool
 
 MIB = 1 << 20
 

@@ -4,14 +4,14 @@ import random
 
 import pytest
 
-from storage.accounting import owners
-from storage.catalogue import Catalogue
-from storage.check import check_pool
+from storage.catalogue.catalogue import Catalogue
+from storage.catalogue.records import LayerRecord, SnapshotRecord, VolumeRecord
 from storage.errors import NotFoundError
 from storage.info import VolumeSpace
+from storage.map.usage import Usage
 from storage.pool import Pool
-from storage.records import LayerRecord, SnapshotRecord, VolumeRecord
-from storage.usage import Usage
+from storage.verify.check import check_pool
+from storage.volumes.space import owners
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, write
 from tests.unit.storage.test_merge import Family, settle
 

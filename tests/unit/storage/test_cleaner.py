@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from storage.log.budget import SpaceBudget
+from storage.members.segments import Role
 from storage.pool import Pool, PoolSettings
-from storage.segments import Role
-from storage.space import SpaceBudget
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, read, write
 
 BLOCK = 4096

@@ -4,13 +4,13 @@ import random
 
 import pytest
 
-from storage import runs as runs_module
-from storage.compare import DATA, SAME, ZEROES, Comparison
-from storage.contexts import ALLOCATION_DEPTH, DIRTY_BITMAP
 from storage.errors import NotFoundError
-from storage.layer import Layer
+from storage.map import runs as runs_module
+from storage.map.compare import DATA, SAME, ZEROES, Comparison
+from storage.map.layer import Layer
+from storage.map.runs import Run, walk
 from storage.pool import Pool, PoolSettings
-from storage.runs import Run, walk
+from storage.volumes.contexts import ALLOCATION_DEPTH, DIRTY_BITMAP
 from tests.unit.storage.pools import MIB, new_members, opened, read, write
 from tests.unit.storage.test_merge import BLOCK, SIZE, Family
 

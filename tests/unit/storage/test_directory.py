@@ -7,9 +7,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.directory import SPARSE_ROWS_MAX, Directory, PageSet
-from storage.entry import Words
-from storage.pageblob import CHUNK_PAGES
+from storage.format.entry import Words
+from storage.format.pages import CHUNK_PAGES
+from storage.map.directory import SPARSE_ROWS_MAX, Directory, PageSet
 
 SLOTS = st.sets(st.integers(0, CHUNK_PAGES - 1), max_size=2 * SPARSE_ROWS_MAX)
 

@@ -6,11 +6,12 @@ from contextlib import suppress
 import pytest
 import trio
 
-from storage import catalogue_operations, flatten
-from storage.catalogue import Catalogue
-from storage.catalogue_operations import Operation
+from storage.catalogue import operations
+from storage.catalogue.catalogue import Catalogue
+from storage.catalogue.operations import Operation
 from storage.errors import InvalidArgumentError, NotFoundError
 from storage.pool import MemberDevice, Pool, PoolSettings
+from storage.volumes import flatten
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, read, write
 
 BLOCK = 4096
@@ -330,7 +331,7 @@ def family_that_merges() -> Catalogue:
         {"op": "unsnapshot", "v": "c", "snap": "t"},
     ]
     for operation in family:
-        catalogue_operations.apply(catalogue, operation)
+        operations.apply(catalogue, operation)
     assert catalogue.merging() == {3: 4}
     return catalogue
 
@@ -348,13 +349,13 @@ def test_it_is_the_same_whether_a_layer_is_merged_before_or_after(carried_out: i
     """
     other = family_that_merges()
     for operation in FLATTENING:
-        catalogue_operations.apply(other, operation)
+        operations.apply(other, operation)
     other.remove({3: 4}, 1)
     catalogue = family_that_merges()
     for number, operation in enumerate(FLATTENING):
         if number == carried_out:
             catalogue.remove({3: 4}, 1)
-        catalogue_operations.apply(catalogue, operation)
+        operations.apply(catalogue, operation)
     if carried_out == len(FLATTENING):
         catalogue.remove({3: 4}, 1)
     assert catalogue.pack() == other.pack()

@@ -10,13 +10,22 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from blockdev.errors import DeviceError
-from storage import catalogue_operations, codec, commit, entry, pageblob, root, superblock
-from storage.catalogue import Catalogue
-from storage.commit import CommitHeader, LayerExtents, Records
+from storage.catalogue import operations
+from storage.catalogue.catalogue import Catalogue
 from storage.errors import DamagedError, FormatVersionError
-from storage.fields import decode, encode
-from storage.root import LogPosition, Root
-from storage.superblock import Copy, Jump, Left, MemberRow, RootPointer, Seen, Superblock
+from storage.format import checkpoint_root, codec, commit, entry, pages, superblock
+from storage.format.checkpoint_root import LogPosition, Root
+from storage.format.commit import CommitHeader, LayerExtents, Records
+from storage.format.superblock import (
+    Copy,
+    Jump,
+    Left,
+    MemberRow,
+    RootPointer,
+    Seen,
+    Superblock,
+)
+from storage.format.values import decode, encode
 
 POOL = UUID(int=1)
 ANY_BYTES = st.binary(max_size=4096)
@@ -195,7 +204,7 @@ def test_pages_round_trip(slots: set[int], coin: object) -> None:
     noise = np.random.default_rng(len(slots))
     entries = noise.integers(0, 2**63, size=(len(order), 2), dtype=np.uint64)
     own = noise.integers(0, 2, size=len(order)).astype(bool)
-    back = pageblob.decode_page(pageblob.encode_page(order, entries, own))
+    back = pages.decode_page(pages.encode_page(order, entries, own))
     for got, wanted in zip(back, (order, entries, own), strict=True):
         assert np.array_equal(got, wanted)
 
@@ -205,7 +214,7 @@ def test_any_bytes_are_a_page_or_a_clear_error(data: bytes) -> None:
     with_head = struct.pack("<HHI", 1, max(0, len(data) - 8) // 18 % 1025, 0) + data[8:]
     for blob in (data, with_head):
         with suppress(DamagedError):
-            pageblob.decode_page(blob)
+            pages.decode_page(blob)
 
 
 def test_equal_planes_make_sequential_pages_small() -> None:
@@ -214,7 +223,7 @@ def test_equal_planes_make_sequential_pages_small() -> None:
     noise = np.random.default_rng(1).integers(0, 2**40, size=1024, dtype=np.uint64)
     a = np.array([entry.pack_a(entry.RAW, 5, i * 4096) for i in range(1024)], dtype=np.uint64)
     b = np.uint64(4095) | noise << np.uint64(24)
-    kind, stored = codec.pack(pageblob.encode_page(slots, np.stack([a, b], 1), np.ones(1024, bool)))
+    kind, stored = codec.pack(pages.encode_page(slots, np.stack([a, b], 1), np.ones(1024, bool)))
     assert kind == entry.LZ4
     assert len(stored) < 8192
 
@@ -234,13 +243,13 @@ def test_roots_round_trip() -> None:
         7,
         [(6, (Copy(0, 2),))],
     )
-    assert root.unpack(made.pack()) == made
+    assert checkpoint_root.unpack(made.pack()) == made
 
 
 @given(ANY_BYTES | st.recursive(U64 | st.text(), st.lists, max_leaves=8).map(encode))
 @example(b"\x81\x90\x00")  # a list as key
 def test_any_bytes_are_a_root_or_catalogue_or_a_clear_error(data: bytes) -> None:
-    for parse in (root.unpack, Catalogue.unpack, root.unpack_index):
+    for parse in (checkpoint_root.unpack, Catalogue.unpack, checkpoint_root.unpack_index):
         with suppress(DamagedError):
             parse(data)
 
@@ -253,7 +262,7 @@ def test_catalogues_round_trip() -> None:
         {"op": "clone", "v": "b", "from": "a", "snap": "s", "head": 3, "at": "now"},
         {"op": "rollback", "v": "a", "snap": "s", "head": 4},
     ):
-        catalogue_operations.apply(made, decode(encode(op)))
+        operations.apply(made, decode(encode(op)))
     back = Catalogue.unpack(made.pack())
     assert back.volumes == made.volumes
     assert back.layers == made.layers
@@ -263,7 +272,7 @@ def test_catalogues_round_trip() -> None:
 def test_an_operation_that_does_not_fit_is_damage() -> None:
     for op in ({"op": "what"}, {"op": "delete", "v": "none"}, {}):
         with pytest.raises(DamagedError):
-            catalogue_operations.apply(Catalogue(), op)
+            operations.apply(Catalogue(), op)
 
 
 @given(st.binary(max_size=70000))

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 
-from storage.heat import COUNTERS_MAX, HALVE_AFTER, HOT, Heat
+from storage.cleaning.heat import COUNTERS_MAX, HALVE_AFTER, HOT, Heat
 
 
 def hot(heat: Heat, layer: int, *blocks: int) -> list[bool]:

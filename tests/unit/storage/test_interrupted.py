@@ -8,10 +8,10 @@ import pytest
 import trio
 
 from blockdev.errors import NoSpaceError
-from storage import catalogue_operations
-from storage import receive as receive_module
-from storage.arrivals import identify
-from storage.catalogue import Catalogue
+from storage.catalogue import operations
+from storage.catalogue.arrivals import identify
+from storage.catalogue.catalogue import Catalogue
+from storage.catalogue.resume_token import ResumeToken
 from storage.errors import (
     ExistsError,
     InUseError,
@@ -19,10 +19,10 @@ from storage.errors import (
     NotFoundError,
     StreamError,
 )
-from storage.fields import decode, encode
+from storage.format.values import decode, encode
 from storage.pool import Pool
-from storage.resume import ResumeToken
-from storage.stream import Decoder
+from storage.transfer import receive as receive_module
+from storage.transfer.stream import Decoder
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, write
 from tests.unit.storage.streams import receive, sent
 from tests.unit.storage.test_transfers import content, new_volume, two_pools
@@ -329,9 +329,9 @@ async def test_snapshots_of_earlier_versions_get_an_identity() -> None:
         old = Catalogue.unpack(encode(stored))
         assert len({s.identity for s in old.volumes["v"].snapshots.values()}) == 1
         op = {"op": "snapshot", "v": "v", "snap": "three", "head": old.next_layer, "at": ""}
-        catalogue_operations.apply(old, op)
+        operations.apply(old, op)
         group = {"op": "group", "snap": "four", "items": [["v", old.next_layer]], "at": ""}
-        catalogue_operations.apply(old, group)
+        operations.apply(old, group)
         copy = old.copy()
         for catalogue in (old, copy):
             identify(catalogue, pool.info().uuid)

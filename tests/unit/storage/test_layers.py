@@ -8,8 +8,6 @@ import pytest
 import trio
 
 from blockdev.errors import ReadOnlyError
-from storage import superblock
-from storage.codec import digest_of
 from storage.errors import (
     ExistsError,
     FormatVersionError,
@@ -17,7 +15,9 @@ from storage.errors import (
     InvalidArgumentError,
     NotFoundError,
 )
-from storage.member import closing_offset
+from storage.format import superblock
+from storage.format.codec import digest_of
+from storage.members.member import closing_offset
 from storage.pool import Pool, PoolSettings
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, read, write
 

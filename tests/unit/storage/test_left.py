@@ -4,7 +4,7 @@ import pytest
 import trio
 
 from blockdev.errors import ClosedError
-from storage.log import ENCODE_INLINE_BLOCKS
+from storage.log.committer import ENCODE_INLINE_BLOCKS
 from storage.pool import open_pool
 from tests.unit.storage.pools import MIB, new_members
 

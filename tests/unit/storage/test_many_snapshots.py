@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 import pytest
 
 from bench.snapshots import counting
-from storage.layer import Layer
+from storage.map.layer import Layer
 from storage.pool import MemberDevice, Pool
-from storage.volume import Volume
+from storage.volumes.volume import Volume
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened
 
 BLOCK = 4096

@@ -7,8 +7,8 @@ import pytest
 from blockdev.errors import CacheLostError, DeviceError
 from blockdev.simulated import SimulatedDisk
 from blockdev.world import SimulatedWorld
-from storage.member import Member, MemberDevice
-from storage.superblock import MemberRow, RootPointer, Superblock
+from storage.format.superblock import MemberRow, RootPointer, Superblock
+from storage.members.member import Member, MemberDevice
 
 MIB = 1 << 20
 

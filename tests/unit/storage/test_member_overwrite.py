@@ -6,8 +6,8 @@ import trio
 import trio.testing
 
 from blockdev.memory import MemoryDevice
-from storage.member import Member, MemberDevice
-from storage.superblock import MemberRow
+from storage.format.superblock import MemberRow
+from storage.members.member import Member, MemberDevice
 
 BLOCK = 512
 MIB = 1 << 20

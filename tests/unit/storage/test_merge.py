@@ -5,9 +5,9 @@ from contextlib import suppress
 
 import pytest
 
-from storage.catalogue import Catalogue
+from storage.catalogue.catalogue import Catalogue
 from storage.errors import ExistsError, InvalidArgumentError
-from storage.layer import Layer
+from storage.map.layer import Layer
 from storage.pool import MemberDevice, Pool
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, read, write
 

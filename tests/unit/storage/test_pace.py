@@ -5,12 +5,12 @@ import trio
 import trio.testing
 
 from blockdev.errors import DeviceError
-from storage.buffer import WriteBuffer
-from storage.entry import BLOCK_BYTES
-from storage.intake import Intake
+from storage.cleaning.shared_run import Shared
+from storage.format.entry import BLOCK_BYTES
+from storage.log.budget import CREDIT_SEGMENTS, SpaceBudget
+from storage.log.buffer import WriteBuffer
+from storage.log.intake import Intake
 from storage.pool import Pool
-from storage.shared import Shared
-from storage.space import CREDIT_SEGMENTS, SpaceBudget
 from tests.unit.storage.pools import MIB, new_members, opened
 
 

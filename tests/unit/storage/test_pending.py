@@ -7,13 +7,13 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.entry import BLOCK_BYTES, RAW, SEGMENT_SHIFT, ZERO, Words
-from storage.merged import Merged
-from storage.page import COUNT_SHIFT, PendingPage
-from storage.pageblob import PAGE_BLOCKS
-from storage.root import LogPosition
-from storage.staging import GATHERED_MAX, Frozen
-from storage.usage import Usage
+from storage.checkpoint.staging import GATHERED_MAX, Frozen
+from storage.format.checkpoint_root import LogPosition
+from storage.format.entry import BLOCK_BYTES, RAW, SEGMENT_SHIFT, ZERO, Words
+from storage.format.pages import PAGE_BLOCKS
+from storage.map.page import COUNT_SHIFT, PendingPage
+from storage.map.page_reader import Merged
+from storage.map.usage import Usage
 
 SLOTS = 6
 LAYER = 1

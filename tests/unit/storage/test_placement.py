@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.creation import default_segment_bytes
-from storage.placement import Candidate, capacity, choose
+from storage.members.creation import default_segment_bytes
+from storage.members.placement import Candidate, capacity, choose
 
 FREE = st.lists(st.integers(0, 12), min_size=1, max_size=6)
 

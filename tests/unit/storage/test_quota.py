@@ -13,7 +13,7 @@ from blockdev.errors import NoSpaceError
 from storage.environment import Environment, in_line
 from storage.errors import InvalidArgumentError
 from storage.pool import MemberDevice, Pool, PoolSettings, open_pool
-from storage.volume import Volume
+from storage.volumes.volume import Volume
 from tests.unit.storage.pools import MIB, assert_clean, new_members, read, write
 from tests.unit.storage.test_accounting import assert_adds_up
 

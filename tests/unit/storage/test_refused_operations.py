@@ -3,11 +3,11 @@
 import pytest
 import trio
 
-from storage import catalogue_operations
-from storage.catalogue import Catalogue
-from storage.catalogue_operations import Operation
+from storage.catalogue import operations
+from storage.catalogue.catalogue import Catalogue
+from storage.catalogue.lineage import LayerChanges
+from storage.catalogue.operations import Operation
 from storage.errors import DamagedError
-from storage.lineage import LayerChanges
 from tests.unit.storage.pools import new_members, opened
 
 
@@ -21,7 +21,7 @@ async def test_none_gets_into_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         async with opened(members) as pool:
             await pool.create_volume("v", 1 << 20)
-            patch.setattr(catalogue_operations, "apply", misfit)
+            patch.setattr(operations, "apply", misfit)
             with pytest.raises(DamagedError):
                 await pool.create_volume("w", 1 << 20)
             assert isinstance(pool.failure, DamagedError)
@@ -31,7 +31,7 @@ async def test_none_gets_into_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_who_waits_for_one_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """It failed only when the durable catalogue was to take it: nobody waits for ever."""
-    right, calls = catalogue_operations.apply, 0
+    right, calls = operations.apply, 0
 
     def misfit(catalogue: Catalogue, operation: Operation) -> LayerChanges:
         nonlocal calls
@@ -42,6 +42,6 @@ async def test_who_waits_for_one_hears_of_it(monkeypatch: pytest.MonkeyPatch) ->
 
     with monkeypatch.context() as patch:
         async with opened(await new_members()) as pool:
-            patch.setattr(catalogue_operations, "apply", misfit)
+            patch.setattr(operations, "apply", misfit)
             with trio.fail_after(10), pytest.raises(DamagedError):
                 await pool.create_volume("v", 1 << 20)

@@ -5,16 +5,16 @@ import pytest
 
 from blockdev.device import BlockDevice
 from blockdev.errors import ChecksumError, DeviceError
-from storage import relocate
-from storage.blockmap import BlockMap
-from storage.entry import Words
-from storage.layer import Layer
-from storage.merged import Merged
-from storage.meta import MetaWriter
+from storage.checkpoint import relocate
+from storage.checkpoint.metadata_writer import MetaWriter
+from storage.checkpoint.relocate import FOOTPRINT_MAX
+from storage.format.entry import Words
+from storage.map.blockmap import BlockMap
+from storage.map.layer import Layer
+from storage.map.page_reader import Merged
+from storage.members.segment_io import Failure, Store
+from storage.members.segments import Role, State
 from storage.pool import Pool, PoolSettings
-from storage.relocate import FOOTPRINT_MAX
-from storage.segments import Role, State
-from storage.store import Failure, Store
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, write
 
 BLOCK = 4096

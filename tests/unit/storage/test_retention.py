@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.retention import RULES, Automatic, expired
+from storage.catalogue.retention import RULES, Automatic, expired
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 TIMES = st.datetimes(

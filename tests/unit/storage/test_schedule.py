@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage import catalogue_operations
-from storage.catalogue import Catalogue
+from storage.catalogue import operations
+from storage.catalogue.catalogue import Catalogue
+from storage.catalogue.schedule import LATE, Schedule, check_schedule, snapshot_name
 from storage.errors import InvalidArgumentError, NotFoundError
 from storage.pool import MemberDevice, Pool
-from storage.schedule import LATE, Schedule, check_schedule, snapshot_name
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened
 
 HOURLY = Schedule(3600, {"hourly": 24}, ("v",))
@@ -73,7 +73,7 @@ def test_they_round_trip(
 ) -> None:
     schedule = Schedule(every_s, keep, volumes, labels)
     made = Catalogue()
-    catalogue_operations.apply(made, {"op": "schedule", "name": "s", "spec": schedule.pack()})
+    operations.apply(made, {"op": "schedule", "name": "s", "spec": schedule.pack()})
     assert Catalogue.unpack(made.pack()).schedules == {"s": schedule}
     assert made.copy().schedules == {"s": schedule}
 

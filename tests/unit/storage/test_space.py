@@ -7,8 +7,8 @@ import trio
 
 from blockdev.device import BlockDevice
 from blockdev.errors import NoSpaceError
+from storage.members.segments import Role, State
 from storage.pool import Pool
-from storage.segments import Role, State
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, read
 
 BLOCK = 4096

@@ -2,8 +2,8 @@
 
 import pytest
 
-from storage.pageblob import PAGE_BLOCKS
-from storage.staging import is_due_whole
+from storage.checkpoint.staging import is_due_whole
+from storage.format.pages import PAGE_BLOCKS
 
 
 def written_entries(fresh: int, most: int) -> float:

@@ -8,7 +8,7 @@ import trio
 
 from blockdev.memory import MemoryDevice
 from storage.pool import Pool, create_pool
-from storage.volume import Volume
+from storage.volumes.volume import Volume
 from tests.unit.storage.pools import MIB, as_members, opened
 
 DATA = b"x" * 8192

@@ -12,12 +12,12 @@ from blockdev.device import BlockDevice, Extent
 from blockdev.errors import DeviceError
 from blockdev.simulated import SimulatedDisk
 from blockdev.world import SimulatedWorld
-from storage import status
-from storage.blockmap import BlockMap
-from storage.layer import Layer
-from storage.page import Page
+from storage.map import extents as extents_of_map
+from storage.map.blockmap import BlockMap
+from storage.map.layer import Layer
+from storage.map.page import Page
 from storage.pool import MemberDevice, Pool, PoolSettings, create_pool
-from storage.volume import Volume
+from storage.volumes.volume import Volume
 from tests.unit.storage.pools import MIB, as_members, new_members, opened, write
 
 BLOCK = 4096
@@ -160,9 +160,9 @@ async def test_a_wide_trim_of_a_petabyte_looks_at_mapped_pages_only(work: Work) 
 async def test_a_call_stops_after_so_many_pages(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(status, "PAGES_MAX", 10)
-    monkeypatch.setattr(status, "COLD_PAGES_MAX", 4)
-    monkeypatch.setattr(status, "PIECE_PAGES", 3)
+    monkeypatch.setattr(extents_of_map, "PAGES_MAX", 10)
+    monkeypatch.setattr(extents_of_map, "COLD_PAGES_MAX", 4)
+    monkeypatch.setattr(extents_of_map, "PIECE_PAGES", 3)
     members = await new_members()
     data = {page * 1024 + 7 for page in range(0, 100, 3)}
     size = 101 * PAGE
@@ -180,7 +180,7 @@ async def test_a_call_stops_after_so_many_pages(
 
 
 async def test_a_call_stops_after_so_many_extents(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(status, "EXTENTS_MAX", 5)
+    monkeypatch.setattr(extents_of_map, "EXTENTS_MAX", 5)
     data = set(range(0, 100, 2))
     async with volume(await new_members()) as (_, device):
         for block in data:
@@ -199,8 +199,8 @@ async def test_an_answer_at_once_needs_pages_in_memory() -> None:
         extents = [(BLOCK, True), (BLOCK, False), (MIB - 2 * BLOCK, True)]
         assert runs(device.try_extents(0, MIB) or []) == extents
         assert device.try_extents(0, 0) is None
-        assert device.try_extents(0, status.TRY_BYTES_MAX) is not None
-        assert device.try_extents(0, status.TRY_BYTES_MAX + 1) is None
+        assert device.try_extents(0, extents_of_map.TRY_BYTES_MAX) is not None
+        assert device.try_extents(0, extents_of_map.TRY_BYTES_MAX + 1) is None
     async with volume(members) as (_, device):
         assert device.try_extents(0, MIB) is None
         # Nothing was ever there, which is known without reading.

@@ -9,9 +9,9 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from storage.catalogue.resume_token import ResumeToken
 from storage.errors import FormatVersionError, InvalidArgumentError, StreamError
-from storage.resume import ResumeToken
-from storage.stream import (
+from storage.transfer.stream import (
     DATA_BYTES_MAX,
     Data,
     Decoder,

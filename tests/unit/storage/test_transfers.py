@@ -8,8 +8,8 @@ import pytest
 
 from storage.errors import BaseMissingError, ExistsError, InUseError, InvalidArgumentError
 from storage.pool import Pool
-from storage.send import WINDOW_BYTES
-from storage.stream import DATA_BYTES_MAX
+from storage.transfer.send import WINDOW_BYTES
+from storage.transfer.stream import DATA_BYTES_MAX
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, read, write
 from tests.unit.storage.streams import receive, sent
 from tests.unit.storage.test_merge import Family

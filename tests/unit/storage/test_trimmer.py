@@ -12,10 +12,10 @@ import trio.testing
 from blockdev.errors import DeviceError
 from blockdev.file import FileDevice
 from blockdev.memory import MemoryDevice
-from storage import slots, trimmer
+from storage.format.superblock import DATA_START_BYTES
+from storage.members import slots, trimmer
+from storage.members.slots import KEEP_S, FreeSlots
 from storage.pool import MemberDevice, Pool, PoolSettings, create_pool
-from storage.slots import KEEP_S, FreeSlots
-from storage.superblock import DATA_START_BYTES
 from tests.unit.storage.pools import MIB, as_members, assert_clean, opened, write
 from tests.unit.storage.test_merge import Family, settle
 

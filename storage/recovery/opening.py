@@ -1,0 +1,320 @@
+"""Opening a pool: who is here, who counts, what is on disk.
+
+In order: read the superblocks, refuse whatever does not belong together, take the pool by raising
+its epoch (R16), load the newest checkpoint, replay the log behind it, bring the copies level
+and flush them, and name the end of the log in the superblocks, going on in a fresh segment (R2).
+Only then is anything served.
+"""
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from blockdev.errors import DeviceError
+from storage.catalogue import operations
+from storage.catalogue.catalogue import Catalogue
+from storage.checkpoint.metadata_writer import PIECE_BYTES_MAX
+from storage.checkpoint.stock import Stock, take_stock
+from storage.environment import Environment
+from storage.errors import (
+    DamagedError,
+    FencedError,
+    FormatVersionError,
+    PoolError,
+)
+from storage.format import checkpoint_root, pages
+from storage.format.checkpoint_root import LogPosition, Piece, Root
+from storage.format.codec import digest_of
+from storage.format.commit import Records
+from storage.format.superblock import Jump, Left, MemberRow, Superblock
+from storage.format.values import decode
+from storage.log.committer import with_jump
+from storage.map.blockmap import BlockMap
+from storage.map.follow import follow, make_layers
+from storage.map.usage import Usage
+from storage.members.member import Member, read_superblock
+from storage.members.roster import Roster
+from storage.members.segment_io import Store
+from storage.members.segments import Role, SegmentTable, State
+from storage.recovery.replay import Found, Replay
+
+log = logging.getLogger("cenote.storage")
+
+BATCH_COMMITS, BATCH_RECORDS = 4096, 1 << 17
+"""Applied together in replay, whichever is reached first: pages are touched once for all of them.
+What is decoded is held in memory meanwhile, some 10 MiB. With more, little is gained."""
+
+
+@dataclass
+class Opened:
+    """A pool after recovery, before anything runs."""
+
+    roster: Roster
+    table: SegmentTable
+    store: Store
+    blockmap: BlockMap
+    catalogue: Catalogue
+    position: LogPosition
+    root: Root | None
+    usage: Usage
+    stock: Stock
+    meta_end: tuple[int, int] | None
+    """(segment, offset) where metadata goes on."""
+    replayed: int
+    losses: dict[int, int] = field(default_factory=dict)
+    """`losses` of each member when the replay began to make copies alike, or when it came back."""
+
+
+# -- taking it
+
+
+async def take(newest: Superblock, members: list[Member | None], env: Environment) -> Roster:
+    """Raise the epoch on every member in sync and read it back (R16).
+
+    Raises:
+        FencedError: somebody else took it at the same time.
+        FormatVersionError: it has a feature that this version can read but not write (R19).
+        PoolError: no member is in sync.
+    """
+    if newest.read_only:
+        raise FormatVersionError(
+            "the pool uses a feature that this cenote can check but not write: upgrade"
+        )
+    rows: list[MemberRow] = [
+        replace(row, stale_since=newest.durable_commit, left=Left(newest.seen))
+        if member is None and row.stale_since is None
+        else row
+        for row, member in zip(newest.members, members, strict=True)
+    ]
+    holder = env.new_uuid()
+    taken = replace(newest, epoch=newest.epoch + 1, holder=holder, clean=False)
+    roster = Roster(taken, members, rows)
+    if not roster.in_sync():
+        raise PoolError("no member in sync is attached; attach the others")
+    await roster.publish()
+    await roster.check_fence()
+    for member in roster.in_sync():
+        theirs = await read_superblock(member.device)
+        if theirs is None or theirs.holder != holder:
+            raise FencedError(f"the pool could not be taken: member={member.name}")
+    return roster
+
+
+# -- what is on disk
+
+
+async def load_root(sb: Superblock, table: SegmentTable, store: Store) -> Root | None:
+    """The newest checkpoint's root, or None for a pool that never had one.
+
+    Raises:
+        DamagedError, ChecksumError: no copy of it is good.
+    """
+    if not sb.root.checkpoint:
+        return None
+    number = sb.root.a >> 25
+    table.adopt(number, sb.root.copies)
+    try:
+        data = await store.read_located(sb.root.a, sb.root.b, checkpoint_root.ROOT_BYTES_MAX)
+    except DeviceError as error:
+        raise DamagedError(f"the newest checkpoint is damaged on every copy: {error}") from error
+    if digest_of(data) != sb.root.digest:
+        raise DamagedError("the newest checkpoint does not match its superblock")
+    made = checkpoint_root.unpack(data)
+    for extra, copies in made.extra:
+        table.adopt(extra, copies)
+    return made
+
+
+async def read_pieces(store: Store, pieces: list[Piece], what: str) -> bytes:
+    """Metadata that was cut into pieces.
+
+    Raises:
+        DamagedError: a piece has no good copy.
+    """
+    try:
+        return b"".join([await store.read_located(a, b, PIECE_BYTES_MAX) for a, b in pieces])
+    except DeviceError as error:
+        raise DamagedError(f"the {what} is damaged on every copy: {error}") from error
+
+
+async def load_directories(made: Root, store: Store, blockmap: BlockMap) -> None:
+    """Read where all pages are; pages themselves are read when they are needed."""
+    index = checkpoint_root.unpack_index(
+        await read_pieces(store, made.directories, "directory index")
+    )
+    for layer_number, chunk_number, a, b in index:
+        layer = blockmap.layers.get(layer_number)
+        if layer is None:
+            raise DamagedError(f"directory of an unknown layer: layer={layer_number}")
+        try:
+            blob = await store.read_located(a, b, pages.CHUNK_BYTES)
+        except DeviceError as error:
+            raise DamagedError(
+                f"a page directory is damaged on every copy: layer={layer_number}: {error}"
+            ) from error
+        layer.directory.put(chunk_number, pages.decode_chunk(blob), (a, b))
+
+
+async def load(
+    roster: Roster, members: list[Member | None], cache_bytes: int, *, was_clean: bool
+) -> Opened:
+    """Load the newest checkpoint, replay the log behind it, and bring its copies level."""
+    opened = await load_checkpoint(roster, members, cache_bytes)
+    opened.losses = {member.index: member.losses for member in members if member is not None}
+    async with aclosing(replay(opened, was_clean=was_clean)) as commits:
+        async for _ in commits:
+            pass
+    return opened
+
+
+async def load_checkpoint(
+    roster: Roster, members: list[Member | None], cache_bytes: int, *, repair: bool = True
+) -> Opened:
+    """The pool as of its newest checkpoint. Writes nothing but repairs, if those are allowed."""
+    sb = roster.superblock
+    table = SegmentTable(members, sb.segment_bytes, sb.copies)
+    store = Store(table, repair=repair)
+    made = await load_root(sb, table, store)
+    catalogue = Catalogue()
+    blockmap = BlockMap(store, table, cache_bytes)
+    start = LogPosition(0, 0, 0, 0)
+    meta_end: tuple[int, int] | None = None
+    usage, stock = Usage(), Stock()
+    if made is not None:
+        catalogue = Catalogue.unpack(await read_pieces(store, made.catalogue, "catalogue"))
+        rows = await read_pieces(store, made.segments, "segment table")
+        table = SegmentTable(members, sb.segment_bytes, sb.copies)
+        table.load(rows)
+        table.next_number = max(table.next_number, made.next_segment)
+        for number, copies in ((sb.root.a >> 25, sb.root.copies), *made.extra):
+            known = table.get(number)
+            if known is None:
+                known = table.adopt(number, copies)
+                known.role = Role.META
+            # Rows are older than the last pieces: how much is used is not known exactly.
+            known.used_bytes = table.segment_bytes
+        store = Store(table, repair=repair)
+        blockmap = BlockMap(store, table, cache_bytes)
+        make_layers(sorted(catalogue.layers), catalogue, blockmap)
+        await load_directories(made, store, blockmap)
+        usage = Usage.unpack(await read_pieces(store, made.usage, "usage table"), made.map_bytes)
+        start = made.position
+        meta_end = _end_of(sb)
+        stock = take_stock(table.all(), lambda segment: segment.live_bytes, start, meta_end)
+    for jump in sb.jumps:
+        table.adopt(jump.segment, jump.copies).announced_in = jump.after_commit
+    return Opened(
+        roster, table, store, blockmap, catalogue, start, made, usage, stock, meta_end, replayed=0
+    )
+
+
+def _end_of(sb: Superblock) -> tuple[int, int]:
+    """Behind the root, which is the last piece of its checkpoint."""
+    offset = (sb.root.a >> 3 & (1 << 22) - 1) * 64 + (sb.root.b & 0xFFFF) + 1
+    return sb.root.a >> 25, -(-offset // sb.commit_align) * sb.commit_align
+
+
+async def replay(
+    opened: Opened, *, level: bool = True, was_clean: bool = False
+) -> AsyncGenerator[Found, None]:
+    """Apply the log behind the checkpoint, many commits at once, and yield each commit.
+
+    There is none after a clean stop. With `level`, copies of commits that nobody knows to be
+    durable are made alike (R3).
+    """
+    sb = opened.roster.superblock
+    # The log only ever leaves a segment behind a commit that is durable.
+    durable = max(sb.durable_commit, *(jump.after_commit for jump in sb.jumps), 0)
+    walk = Replay(
+        opened.table, sb.pool_uuid, sb.jumps, opened.position, durable,
+        opened.roster.last_holders, level=level, was_clean=was_clean,
+    )  # fmt: skip
+    batch: list[Records] = []
+    count = 0
+    async with aclosing(walk.commits_in_order()) as commits:
+        async for found in commits:
+            batch.append(found.records)
+            count += found.records.count
+            is_full = len(batch) >= BATCH_COMMITS or count >= BATCH_RECORDS
+            if is_full or found.records.operations:
+                _apply(opened, batch)
+                count = 0
+            yield found
+    _apply(opened, batch)
+    opened.position = walk.end
+    opened.replayed = walk.commits
+
+
+def _apply(opened: Opened, batch: list[Records]) -> None:
+    """Apply commits of which at most the last has operations; they come behind its writes."""
+    opened.blockmap.apply_all(batch)
+    for records in batch:
+        for operation in records.operations:
+            changes = operations.apply(opened.catalogue, decode(operation))
+            make_layers(changes.made, opened.catalogue, opened.blockmap)
+            follow(changes, opened.blockmap)
+    batch.clear()
+
+
+async def begin(opened: Opened, *, was_clean: bool) -> None:
+    """Fix the end of the log before anything is served (R2).
+
+    After a clean stop the log goes on where it was. Else what was replayed is flushed on all
+    copies, as it may only have been in a cache, and the log goes on in a fresh segment.
+    """
+    roster, table, at = opened.roster, opened.table, opened.position
+    for each in table.all():  # what no commit came to name is dead
+        each.last_commit = min(each.last_commit, at.commit)
+    segment = table.get(at.announced or at.segment)
+    if was_clean and segment is not None and table.has_all_copies(segment):
+        _seal_others(opened, keep=segment.number)
+        return
+    _refuse_if_unsafe(opened)
+    failures = await opened.store.flush(roster.in_sync())
+    if failures:
+        raise DeviceError(
+            f"a member cannot be flushed, detach it or repair it: "
+            f"member={failures[0].member.name}: {failures[0].error}"
+        )
+    for member in roster.in_sync():
+        known = opened.losses.get(member.index, member.losses)
+        if opened.replayed and member.losses != known:
+            raise DeviceError(f"a member lost writes meanwhile, open again: member={member.name}")
+    fresh = await table.allocate(announced_in=at.commit)
+    jump = Jump(at.commit, at.checksum, fresh.number, fresh.copies)
+    await roster.publish(
+        lambda sb: replace(sb, jumps=with_jump(sb.jumps, jump), durable_commit=at.commit)
+    )
+    opened.position = LogPosition(at.commit, at.checksum, fresh.number, 0)
+    _seal_others(opened, keep=fresh.number)
+    log.info("log recovered: commits_replayed=%d end_of_log=%d", opened.replayed, at.commit)
+
+
+def _refuse_if_unsafe(opened: Opened) -> None:
+    """What was replayed must be on a member in sync, or have been durable on one that is not.
+
+    Raises:
+        DeviceError: it is only where writes fail, so that it cannot be made durable.
+    """
+    known = opened.root.position.commit if opened.root else 0
+    for segment in opened.table.all():
+        if segment.last_commit <= known or not segment.places:
+            continue
+        holders = [member for member, _ in segment.places]
+        if not any(m.in_sync or (m.stale_since or 0) >= segment.last_commit for m in holders):
+            raise DeviceError(
+                "the end of the log is only on members that fail, and cannot be made durable; "
+                f"see to the disk, or attach missing members: member={holders[0].name} "
+                f"segment={segment.number} commit={segment.last_commit}"
+            )
+
+
+def _seal_others(opened: Opened, keep: int) -> None:
+    meta = opened.meta_end[0] if opened.meta_end else 0
+    if meta and not opened.table.has_all_copies(opened.table[meta]):
+        meta = 0
+    for segment in opened.table.all():
+        if segment.state is State.OPEN and segment.number not in (keep, meta):
+            segment.state = State.SEALED
+            segment.announced_in = min(segment.announced_in, opened.position.commit)

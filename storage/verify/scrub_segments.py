@@ -1,0 +1,174 @@
+"""Scrubs what lies in one segment of the log or of moved blocks, batch by batch, on every copy.
+
+The segment itself says what it holds, so cold copies are read in order, at the speed of the
+disks, and without the map. The map is asked when something is bad: whether it is alive, and whose
+it is. What a torn write, or a member that failed, left behind the log is dead, and no damage.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from storage.environment import Environment
+from storage.format.checkpoint_root import LogPosition
+from storage.format.commit import HEADER_BYTES, CommitHeader, LayerExtents, expand_extents
+from storage.map.liveness import Living
+from storage.members.roster import Roster
+from storage.members.segments import Role, Segment
+from storage.verify.affected import Whereabouts
+from storage.verify.examiner import PIECE_BYTES, Examiner, Known, Subject
+from storage.verify.manifest import (
+    HEADER_GRID_BYTES,
+    Batch,
+    Manifest,
+    Piece,
+    Place,
+    add_batch,
+    header_at,
+    next_header,
+    read_manifest,
+)
+from storage.verify.scrub_pass import GAPS_MAX, Gap
+
+
+class SegmentScrub:
+    """Walks segments for one pass.
+
+    Args:
+        replayed_from: where replay would start now.
+        durable_commit: everything through this commit is durable.
+    """
+
+    def __init__(
+        self, env: Environment, roster: Roster, examiner: Examiner, living: Living,
+        whereabouts: Whereabouts, replayed_from: Callable[[], LogPosition],
+        durable_commit: Callable[[], int],
+    ):  # fmt: skip
+        self._env = env
+        self._roster = roster
+        self._examiner = examiner
+        self._living = living
+        self._whereabouts = whereabouts
+        self._replayed_from = replayed_from
+        self._durable_commit = durable_commit
+
+    async def run(self, segment: Segment) -> None:
+        """Read one segment. Raises DeviceError when the pool fails."""
+        if segment.role is Role.META:
+            return  # says nothing of itself: its pieces are read as the map names them
+        place = Place(segment.number, self._roster.superblock.pool_uuid)
+        # What is written from now on is not read: it may still be on its way to the copies.
+        end = segment.used_bytes
+        at = last_number = 0
+        while at + HEADER_BYTES <= end and self._examiner.is_live(segment):
+            known: Known = {}
+            manifest = await self._manifest(segment, place, at, end, known)
+            if manifest is not None:
+                await self._examine(segment, manifest, known)
+                at, last_number = manifest.end, manifest.batches[-1].header.number
+                continue
+            if not self._examiner.copies(segment) or _is_over(segment, last_number):
+                return
+            found = await self._next_batch(segment, place, at + HEADER_GRID_BYTES, end)
+            gap = Gap(segment.number, at, end if found is None else found)
+            if len(self._examiner.scrub.gaps) < GAPS_MAX:
+                self._examiner.scrub.gaps.append(gap)
+            at = gap.end
+
+    # -- what should be there
+
+    async def _manifest(
+        self, segment: Segment, place: Place, at: int, end: int, known: Known
+    ) -> Manifest | None:
+        """What follows at an offset, as the first copy says whose header and table are good; what
+        was read for it goes to `known`. None when no copy says it.
+        """
+        heads: list[tuple[CommitHeader, memoryview]] = []
+        for copy in self._examiner.copies(segment):
+            length = min(PIECE_BYTES, end - at)
+            data = await self._examiner.read_copy(segment, copy, at, length)
+            if data is None:
+                continue
+            known[copy[0].index] = data, None
+            made: Manifest = await self._env.offload(partial(read_manifest, data, at, place, end))
+            if made.batches:
+                known[copy[0].index] = data, made
+                return made
+            header = header_at(data, at, place)
+            if header is not None and at + header.total_bytes <= end:
+                heads.append((header, data[:HEADER_BYTES]))
+        # Else a table longer than what was read, or one that is good on another copy only.
+        for header, head in heads:
+            for copy in self._examiner.copies(segment):
+                table = await self._examiner.read_copy(
+                    segment, copy, at + HEADER_BYTES, header.table_bytes
+                )
+                made = Manifest()
+                if table is not None and add_batch(made, header, head, table):
+                    return made
+        return None
+
+    async def _next_batch(self, segment: Segment, place: Place, at: int, end: int) -> int | None:
+        """Where the next batch begins, as any copy shows it."""
+        for start in range(at, end, PIECE_BYTES):
+            if not self._examiner.is_live(segment):
+                break
+            found: list[int] = []
+            for copy in self._examiner.copies(segment):
+                length = min(PIECE_BYTES, end - start)
+                data = await self._examiner.read_copy(segment, copy, start, length)
+                if data is not None:
+                    first = await self._env.offload(partial(next_header, data, start, place))
+                    found += [] if first is None else [first]
+            if found:
+                return min(found)
+        return None
+
+    # -- what is there
+
+    async def _examine(self, segment: Segment, manifest: Manifest, known: Known) -> None:
+        start = manifest.batches[0].start
+        for piece in manifest.piece.cut(PIECE_BYTES):
+            for item in await self._examiner.examine(segment, piece, known, start):
+                await self._settle(segment, manifest, piece, item)
+
+    async def _settle(self, segment: Segment, manifest: Manifest, piece: Piece, item: int) -> None:
+        offset = piece.offsets[item]
+        batch = manifest.batch_of(offset)
+        if offset - batch.start > HEADER_BYTES:
+            describe = partial(self._data, batch.extents_at(offset))
+        else:
+            describe = partial(self._head, batch)
+        await self._examiner.settle(segment, piece, item, describe)
+
+    async def _data(self, extents: list[LayerExtents]) -> Subject | None:
+        """What is read from an extent."""
+        alive = await self._living.of(extents)
+        holds = []
+        for one in alive:
+            holds += await self._whereabouts.of_blocks(one.layer, one.blocks, one.a, one.b)
+        if not alive:  # what was moved is still read from here through hints of layers below
+            for each in extents:
+                holds += await self._whereabouts.of_blocks(each.layer, *expand_extents(each))
+        return Subject("data", holds) if alive or holds else None
+
+    async def _head(self, batch: Batch) -> Subject | None:
+        """A header or a record table is needed for replay, or to tell what else is there."""
+        if self._is_replayed(batch):
+            return Subject("log")
+        return Subject("record table") if await self._living.of(batch.records.extents) else None
+
+    def _is_replayed(self, batch: Batch) -> bool:
+        """Whether opening the pool after a crash would need this batch."""
+        number, lies_in = batch.header.number, batch.header.segment
+        start = self._replayed_from()
+        if not start.commit < number <= self._durable_commit():
+            return False
+        if lies_in < start.segment and lies_in != start.announced:
+            return False  # the log had left it before
+        jumps = self._roster.superblock.jumps
+        return not any(jump.after_commit < number and lies_in < jump.segment for jump in jumps)
+
+
+def _is_over(segment: Segment, last_number: int) -> bool:
+    """Whether nothing has to follow: how far a segment is filled is not always known."""
+    return segment.live_bytes == 0 or 0 < segment.last_commit <= last_number

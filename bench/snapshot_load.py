@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from admin.exports import PoolExports
+from admin.daemon.exports import PoolExports
 from bench.figures import milliseconds, seconds_of, show
 from nbd.listeners import listen_unix
 from nbd.server import Server

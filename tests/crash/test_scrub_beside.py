@@ -10,7 +10,7 @@ import pytest
 import trio
 from typing_extensions import Buffer
 
-from admin.wire import decode, encode
+from admin.api.wire import decode, encode
 from blockdev.errors import DeviceError
 from storage.pool import Pool
 from storage.throttle import Limits, Throttle

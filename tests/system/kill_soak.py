@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from xxhash import xxh3_128_hexdigest
 
-from admin.client import Client
+from admin.api.client import Client
 from admin.errors import DaemonNotRunningError
 from admin.home import Home
 from admin.names import SnapshotName

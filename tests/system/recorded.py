@@ -27,7 +27,7 @@ from pathlib import Path
 
 import trio
 
-from admin.exports import PoolExports
+from admin.daemon.exports import PoolExports
 from nbd.listeners import listen_unix
 from nbd.server import Server
 from storage.pool import MemberDevice, Pool, PoolSettings, create_pool, open_pool

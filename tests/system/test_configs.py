@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from admin.config import load_config
+from admin.config.load import load_config
 from tests.system.daemon_process import ROOT, Daemon, cenote, qemu_io, tool
 
 pytestmark = pytest.mark.system

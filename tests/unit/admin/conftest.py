@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from admin import cli
-from admin.api_server import serve_api
+from admin.api.server import serve_api
+from admin.cli import main
+from admin.config.scrub import ScrubConfig
+from admin.daemon.scheduler import Scheduler
+from admin.daemon.scrubbing import Scrubbing
 from admin.home import Home, find_home
-from admin.scheduler import Scheduler
-from admin.scrub_config import ScrubConfig
-from admin.scrubbing import Scrubbing
 from storage.catalogue.schedule import Schedule
 from tests.unit.admin.fake_pool import (
     POOL,
@@ -49,7 +49,7 @@ def run(home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "stdin", io.StringIO())
 
     def run(*words: str) -> tuple[int, str, str]:
-        code = cli.main(list(words))
+        code = main.main(list(words))
         return code, *capsys.readouterr()
 
     return run

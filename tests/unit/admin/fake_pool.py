@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 from uuid import UUID
 
-from admin.control import Incoming, Outgoing
+from admin.api.interfaces import Incoming, Outgoing
+from admin.api.values import ClientInfo, DaemonInfo, ExportInfo, unix_endpoint
+from admin.daemon.scheduler import Scheduler
 from admin.errors import RefusedError
 from admin.home import Home
-from admin.scheduler import Scheduler
-from admin.status import ClientInfo, DaemonInfo, ExportInfo, unix_endpoint
 from blockdev.errors import UnsupportedError
 from storage.catalogue.schedule import Schedule
 from storage.errors import ExistsError, InUseError, InvalidArgumentError, NotFoundError

@@ -2,8 +2,8 @@
 
 import trio
 
-from admin.scrub_status import ScrubRecord
-from admin.wire import decode, encode
+from admin.api.scrub_status import ScrubRecord
+from admin.api.wire import decode, encode
 from blockdev.errors import DeviceError
 from storage.throttle import Throttle
 from storage.verify.scrub_pass import Finding, Held, Outcome, ScrubPass, Stage

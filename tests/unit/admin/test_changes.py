@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import trio.testing
 
-from admin.changes import TRIES_MAX, Changes
+from admin.api.removal import TRIES_MAX, Changes
 from admin.names import SnapshotName
 from storage.errors import InUseError, NotFoundError
 from tests.unit.admin.fake_pool import FakeClients, FakePool

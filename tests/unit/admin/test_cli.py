@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from admin import __version__
-from admin.commands.common import program
-from admin.exit_codes import exit_codes
+from admin.cli.commands.common import program
+from admin.cli.exit_codes import exit_codes
 from admin.home import Home, hold
 from tests.unit.admin.conftest import Run
 from tests.unit.admin.fake_pool import Served

@@ -5,7 +5,7 @@ import threading
 import httpx
 import pytest
 
-from admin.client import Client
+from admin.api.client import Client
 from admin.errors import DaemonNotRunningError, InternalError, RemoteError, exit_code_of
 from admin.home import Home, hold
 from admin.names import SnapshotName

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from admin.config import (
+from admin.config.load import (
     CacheConfig,
     Config,
     MemberConfig,
@@ -10,8 +10,8 @@ from admin.config import (
     default_config,
     load_config,
 )
+from admin.config.nbd import NbdConfig, TcpAddress
 from admin.errors import ConfigError
-from admin.nbd_config import NbdConfig, TcpAddress
 from admin.sizes import GIB, MIB
 from nbd.limits import Limits
 from storage.catalogue.schedule import Schedule

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from admin.commands import flatten
+from admin.cli.commands import flatten
 from storage.info import Flattening
 from tests.unit.admin.conftest import Run
 from tests.unit.admin.fake_pool import Served

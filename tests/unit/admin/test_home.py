@@ -5,9 +5,9 @@ from uuid import UUID
 
 import pytest
 
+from admin.daemon.pool_record import MemberRecord, PoolRecord, read_record, write_record
 from admin.errors import AlreadyRunningError, HomeError
 from admin.home import Home, find_home, hold, holder
-from admin.record import MemberRecord, PoolRecord, read_record, write_record
 
 
 def test_where_the_home_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

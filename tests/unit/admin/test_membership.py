@@ -10,14 +10,10 @@ from uuid import UUID
 
 import pytest
 
-from admin.config import Config, MemberConfig
-from admin.daemon import _opened_pool
-from admin.devices import check_offline, create, look
-from admin.errors import RefusedError
-from admin.home import Home
-from admin.membership import Membership
-from admin.plan import Content, Found, make_plan, set_aside
-from admin.record import (
+from admin.config.load import Config, MemberConfig
+from admin.daemon.devices import check_offline, create, look
+from admin.daemon.membership import Membership
+from admin.daemon.pool_record import (
     AddedRecord,
     PoolRecord,
     choose_config,
@@ -26,6 +22,10 @@ from admin.record import (
     with_added,
     write_record,
 )
+from admin.daemon.run import _opened_pool
+from admin.daemon.start_plan import Content, Found, make_plan, set_aside
+from admin.errors import RefusedError
+from admin.home import Home
 from blockdev.errors import BusyError, DeviceError
 from storage.errors import (
     ExistsError,

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from admin.config import load_config
+from admin.config.load import load_config
+from admin.config.nbd import NbdConfig, TcpAddress, TlsFiles, parse_address
 from admin.errors import ConfigError
-from admin.nbd_config import NbdConfig, TcpAddress, TlsFiles, parse_address
 from admin.sizes import KIB, MIB
 from nbd.access import Access, AccessRule, Peer, decide
 from nbd.handshake import Tls

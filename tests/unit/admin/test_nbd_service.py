@@ -8,10 +8,10 @@ import pytest
 import trio
 import trustme
 
+from admin.config.nbd import NbdConfig, TcpAddress, TlsFiles
+from admin.daemon.nbd_service import NbdService, load_tls
 from admin.errors import ConfigError
 from admin.home import Home
-from admin.nbd_config import NbdConfig, TcpAddress, TlsFiles
-from admin.nbd_service import NbdService, load_tls
 from nbd.access import AccessRule
 from nbd.handshake import Tls
 from tests.unit.admin.test_service import FakeServedPool

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from admin.logs import JournalFormatter, JsonFormatter
-from admin.notify import notify
+from admin.daemon.logs import JournalFormatter, JsonFormatter
+from admin.daemon.notify import notify
 
 
 @pytest.mark.parametrize("abstract", [False, True])

@@ -3,10 +3,10 @@ from uuid import UUID
 
 import pytest
 
-from admin.config import MemberConfig
+from admin.config.load import MemberConfig
+from admin.daemon.pool_record import MemberRecord, PoolRecord
+from admin.daemon.start_plan import Content, Found, Plan, make_plan, resolve_without
 from admin.errors import ConfigError, RefusedError
-from admin.plan import Content, Found, Plan, make_plan, resolve_without
-from admin.record import MemberRecord, PoolRecord
 from storage.errors import ForeignMemberError, InvalidArgumentError, MissingMemberError
 
 ONE, TWO = UUID(int=1), UUID(int=2)

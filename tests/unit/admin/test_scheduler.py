@@ -12,8 +12,8 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock as Mock
 
-from admin import scheduler as scheduler_module
-from admin.scheduler import LOOK_INTERVAL_S, RETRY_S_MAX, Scheduler
+from admin.daemon import scheduler as scheduler_module
+from admin.daemon.scheduler import LOOK_INTERVAL_S, RETRY_S_MAX, Scheduler
 from blockdev.errors import NoSpaceError
 from storage.catalogue.schedule import LATE, Schedule
 from storage.environment import Environment

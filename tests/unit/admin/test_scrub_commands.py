@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from admin.commands import scrub
-from admin.config import load_config
+from admin.cli.commands import scrub
+from admin.config.load import load_config
+from admin.config.scrub import EVERY_S, RATE_BYTES, ScrubConfig
 from admin.errors import ConfigError
-from admin.scrub_config import EVERY_S, RATE_BYTES, ScrubConfig
 from blockdev.errors import DeviceError
 from tests.unit.admin.conftest import Run
 from tests.unit.admin.fake_pool import Served

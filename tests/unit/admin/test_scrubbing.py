@@ -10,11 +10,11 @@ import trio
 import trio.lowlevel
 from trio.testing import MockClock as Mock
 
+from admin.api.scrub_status import ScrubRecord, ScrubState
+from admin.config.scrub import ScrubConfig
+from admin.daemon.scrub_file import FileKeeper
+from admin.daemon.scrubbing import RETRY_S_MAX, SAVE_INTERVAL_S, Scrubbing
 from admin.home import Home
-from admin.scrub_config import ScrubConfig
-from admin.scrub_file import FileKeeper
-from admin.scrub_status import ScrubRecord, ScrubState
-from admin.scrubbing import RETRY_S_MAX, SAVE_INTERVAL_S, Scrubbing
 from blockdev.errors import DeviceError
 from storage.verify.scrub_pass import Gap
 from tests.unit.admin.fake_scrubs import LOST, MIB, FakeEngine, MemoryKeeper

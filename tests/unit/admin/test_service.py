@@ -7,13 +7,13 @@ import pytest
 import trio
 import trio.testing
 
-from admin.config import Config, MemberConfig, default_config
-from admin.exports import PoolExports
+from admin.config.load import Config, MemberConfig, default_config
+from admin.daemon.exports import PoolExports
+from admin.daemon.pool_record import PoolRecord, choose_config, write_record
+from admin.daemon.service import Orders, serve_pool
+from admin.daemon.watch import LOOK_INTERVAL_S, warn_of_filling
 from admin.home import Home
-from admin.record import PoolRecord, choose_config, write_record
-from admin.reports import ReadyReport
-from admin.service import Orders, serve_pool
-from admin.watch import LOOK_INTERVAL_S, warn_of_filling
+from admin.reports.reports import ReadyReport
 from blockdev.device import BlockDevice
 from blockdev.errors import DeviceError
 from blockdev.memory import MemoryDevice

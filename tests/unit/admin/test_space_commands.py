@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from admin import cli
+from admin.cli import main
 from admin.fullness import Fullness, step_of, warning_of
 from admin.home import Home
 from tests.unit.admin.fake_pool import POOL, FakePool, Served
@@ -22,7 +22,7 @@ def run(home: Home, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Monk
     monkeypatch.setattr(sys, "stdin", io.StringIO())
 
     def run(*words: str) -> tuple[int, str, str]:
-        code = cli.main(list(words))
+        code = main.main(list(words))
         return code, *capsys.readouterr()
 
     return run

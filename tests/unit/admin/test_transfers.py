@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 import trio
 
-from admin import cli
-from admin.api_server import serve_api
-from admin.exports import PoolExports
+from admin.api.server import serve_api
+from admin.cli import main
+from admin.config.scrub import ScrubConfig
+from admin.daemon.exports import PoolExports
+from admin.daemon.scheduler import Scheduler
+from admin.daemon.scrubbing import Scrubbing
 from admin.home import Home, find_home
-from admin.scheduler import Scheduler
-from admin.scrub_config import ScrubConfig
-from admin.scrubbing import Scrubbing
 from nbd.errors import UnknownExportError
 from storage.pool import Pool
 from storage.transfer.receive import Receiving
@@ -107,7 +107,7 @@ def run(capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPa
 
     def run(at: ServedPool, *words: str, stdin: bytes = b"") -> Outcome:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-        code = cli.main(["--home", str(at.home.path), *words])
+        code = main.main(["--home", str(at.home.path), *words])
         return code, *capsysbinary.readouterr()
 
     return run

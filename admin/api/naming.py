@@ -1,0 +1,81 @@
+"""The part of the control API about names and notes, and snapshots of several volumes."""
+
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict
+
+from admin.api.interfaces import PoolControl
+from admin.names import check_name, parse_snapshot
+from storage.info import SnapshotInfo, VolumeInfo
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class NewName(_Body):
+    """What a volume or snapshot is called from now on."""
+
+    name: str
+
+
+class NewGroup(_Body):
+    """Snapshots of one name of several volumes."""
+
+    volumes: list[str]
+    name: str
+
+
+class Flatten(_Body):
+    """Whether to make a volume stand alone in the background, or to stop that."""
+
+    on: bool = True
+
+
+class Notes(_Body):
+    """What to change on `name`, a volume or `VOL@SNAP`; an empty label goes, and so does 0."""
+
+    name: str
+    description: str | None = None
+    labels: dict[str, str] | None = None
+    protected: bool | None = None
+    limits: dict[str, float | int] | None = None
+    space: dict[str, int] | None = None
+
+
+def add_naming(app: FastAPI, pool: PoolControl) -> None:
+    """Add the routes."""
+
+    @app.post("/v1/volumes/{name}/rename")
+    async def rename_volume(name: str, new: NewName) -> VolumeInfo:
+        return await pool.rename_volume(
+            check_name(name, "volume name"), check_name(new.name, "volume name")
+        )
+
+    @app.post("/v1/volumes/{name}/promote")
+    async def promote(name: str) -> VolumeInfo:
+        return await pool.promote(check_name(name, "volume name"))
+
+    @app.post("/v1/volumes/{name}/flatten")
+    async def flatten(name: str, how: Flatten) -> VolumeInfo:
+        return await pool.flatten(check_name(name, "volume name"), on=how.on)
+
+    @app.post("/v1/volumes/{name}/snapshots/{snapshot}/rename")
+    async def rename_snapshot(name: str, snapshot: str, new: NewName) -> SnapshotInfo:
+        return await pool.rename_snapshot(
+            check_name(name, "volume name"),
+            check_name(snapshot, "snapshot name"),
+            check_name(new.name, "snapshot name"),
+        )
+
+    @app.post("/v1/snapshots", status_code=201)
+    async def create_snapshots(new: NewGroup) -> list[SnapshotInfo]:
+        volumes = [check_name(name, "volume name") for name in new.volumes]
+        return await pool.create_snapshots(volumes, check_name(new.name, "snapshot name"))
+
+    @app.patch("/v1/notes", status_code=204)
+    async def note(notes: Notes) -> None:
+        if "@" in notes.name:
+            parse_snapshot(notes.name)
+        else:
+            check_name(notes.name, "volume name")
+        await pool.note(notes.name, notes.model_dump(exclude={"name"}, exclude_none=True))

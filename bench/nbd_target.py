@@ -11,8 +11,8 @@ import trio
 
 from blockdev.device import BlockDevice
 from blockdev.memory import MemoryDevice
-from nbd.listeners import listen_unix
-from nbd.server import Server
+from nbd.server.listeners import listen_unix
+from nbd.server.server import Server
 
 FILL_BYTES = 1 << 20
 

@@ -19,8 +19,8 @@ import trio
 
 from admin.daemon.exports import PoolExports
 from bench.figures import milliseconds, seconds_of, show
-from nbd.listeners import listen_unix
-from nbd.server import Server
+from nbd.server.listeners import listen_unix
+from nbd.server.server import Server
 from storage import pool as engine
 from storage.catalogue.catalogue import Catalogue
 from storage.log.buffer import WriteBuffer

@@ -13,7 +13,7 @@ from admin.api.scrub import ScrubControl
 from admin.api.values import DaemonInfo
 from admin.errors import HomeError
 from admin.home import Home
-from nbd.listeners import listen_unix
+from nbd.server.listeners import listen_unix
 
 BODY_BYTES_MAX = 64 * 1024
 """Requests are a name and a size or two."""

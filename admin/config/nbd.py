@@ -38,9 +38,9 @@ from pathlib import Path
 
 from admin.config.tables import Table
 from admin.sizes import GIB, KIB, MIB, TIB
-from nbd.access import AccessRule
-from nbd.handshake import Tls
-from nbd.limits import PAYLOAD_BYTES_LEAST, PAYLOAD_BYTES_MAX, Limits
+from nbd.server.access import AccessRule
+from nbd.server.handshake import Tls
+from nbd.server.limits import PAYLOAD_BYTES_LEAST, PAYLOAD_BYTES_MAX, Limits
 from nbd.tls import PSK_REFUSAL
 
 CONNECTIONS_MAX = 4096

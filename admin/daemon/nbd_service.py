@@ -18,12 +18,12 @@ from admin.config.nbd import NbdConfig
 from admin.daemon.exports import ExportingPool, PoolExports
 from admin.errors import ConfigError, HomeError
 from admin.home import Home
-from nbd.access import AccessRule, decide
-from nbd.connection import Client
 from nbd.errors import TlsError
-from nbd.handshake import Tls
-from nbd.listeners import Listener, TlsTerms, listen_tcp, listen_unix
-from nbd.server import Server
+from nbd.server.access import AccessRule, decide
+from nbd.server.connection import Client
+from nbd.server.handshake import Tls
+from nbd.server.listeners import Listener, TlsTerms, listen_tcp, listen_unix
+from nbd.server.server import Server
 from nbd.tls import server_context
 
 _log = logging.getLogger("cenote.daemon")

@@ -2,7 +2,7 @@
 
 Source: NBD proto.md, "Fixed newstyle negotiation", "Option types", "Option reply
 types". Big-endian; sizes in bytes; the tables of options and replies are in
-`nbd.options`.
+`nbd.server.options`.
 
     greeting
     offset  size  field

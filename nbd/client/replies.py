@@ -1,7 +1,7 @@
 """NBD transmission phase, client side: bytes in, finished requests out. No I/O.
 
 Source: NBD proto.md, "Transmission phase" and "Structured reply types", and its
-extension "extended headers"; the tables of headers are in `nbd.replies`. Big-endian;
+extension "extended headers"; the tables of headers are in `nbd.server.replies`. Big-endian;
 sizes in bytes; payloads of chunks:
 
     OFFSET_DATA          OFFSET_HOLE          ERROR                    ERROR_OFFSET

@@ -11,8 +11,8 @@ from pathlib import Path
 from blockdev.device import BlockDevice
 from blockdev.file import FileDevice
 from blockdev.memory import MemoryDevice
-from blockdev.simulated import SimulatedDisk
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.disk import SimulatedDisk
+from blockdev.simulation.world import SimulatedWorld
 from nbd.client import ClientOptions, open_nbd
 from storage.pool import MemberDevice, create_pool, open_pool
 from tests.unit.nbd_client.serving import KeptDevice, served

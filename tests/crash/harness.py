@@ -13,8 +13,8 @@ import trio
 import trio.testing
 
 from blockdev.errors import DeviceError
-from blockdev.simulated import SimulatedDisk
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.disk import SimulatedDisk
+from blockdev.simulation.world import SimulatedWorld
 from storage.pool import MemberDevice, Pool, PoolSettings, create_pool, open_pool
 from tests.crash.model import BLOCK, ZERO_BLOCK, History, Image, State, VolumeModel
 from tests.sim.deterministic import Body, environment, run_to_its_end

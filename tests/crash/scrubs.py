@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable
 
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.world import SimulatedWorld
 from storage.format.entry import Location, unpack
 from storage.pool import Pool
 from storage.throttle import Limits, Throttle

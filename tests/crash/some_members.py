@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from uuid import UUID
 
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.world import SimulatedWorld
 from storage.pool import MemberDevice, open_pool
 from tests.crash.harness import SETTINGS, TWO_OF_THREE, contents, live, new_world
 from tests.crash.model import History

@@ -4,7 +4,7 @@ import random
 from collections.abc import Iterator
 from functools import partial
 
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.world import SimulatedWorld
 from storage.pool import Pool
 from storage.verify.check import check_pool
 from tests.crash.harness import Shape, live, members, new_world, recover

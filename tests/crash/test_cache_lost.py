@@ -3,8 +3,8 @@
 import pytest
 
 from blockdev.errors import DeviceError
-from blockdev.power import PowerCut
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.power import PowerCut
+from blockdev.simulation.world import SimulatedWorld
 from storage.members.member import Member
 from tests.crash.harness import ONE, TWO_OF_THREE, Shape, live, new_world, opened, recover
 from tests.crash.model import History

@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 
 from blockdev.errors import ChecksumError, DeviceError
-from blockdev.simulated import SimulatedDisk
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.disk import SimulatedDisk
+from blockdev.simulation.world import SimulatedWorld
 from storage.errors import DamagedError
 from storage.format.commit import HEADER_BYTES, CommitHeader, decode_header
 from storage.format.superblock import DATA_START_BYTES

@@ -12,9 +12,9 @@ import pytest
 import trio
 
 from blockdev.errors import DeviceError, NoSpaceError
-from blockdev.power import PowerCut
-from blockdev.simulated import SimulatedDisk
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.disk import SimulatedDisk
+from blockdev.simulation.power import PowerCut
+from blockdev.simulation.world import SimulatedWorld
 from storage.log.committer import Log
 from storage.members.segment_io import Failure
 from storage.pool import Pool

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import trio
 
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.world import SimulatedWorld
 from storage.pool import Pool
 from tests.crash import model
 from tests.crash.harness import MIB, ONE, SHAPES, THREE, Shape, live, new_world, opened, recover

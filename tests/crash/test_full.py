@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from blockdev.errors import NoSpaceError
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.world import SimulatedWorld
 from storage.pool import Pool
 from tests.crash import model
 from tests.crash.harness import (

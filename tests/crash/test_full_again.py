@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from blockdev.errors import NoSpaceError
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.world import SimulatedWorld
 from storage.pool import Pool
 from storage.volumes.volume import Volume
 from tests.crash import model

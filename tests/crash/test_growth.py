@@ -8,8 +8,8 @@ import pytest
 import trio
 
 from blockdev.errors import DeviceError
-from blockdev.simulated import SimulatedDisk
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.disk import SimulatedDisk
+from blockdev.simulation.world import SimulatedWorld
 from storage.errors import PoolError
 from storage.format.superblock import Superblock
 from storage.members.member import Member, read_superblock

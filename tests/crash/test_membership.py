@@ -7,8 +7,8 @@ from uuid import UUID
 
 import pytest
 
-from blockdev.simulated import SimulatedDisk
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.disk import SimulatedDisk
+from blockdev.simulation.world import SimulatedWorld
 from storage.errors import (
     DamagedError,
     ForeignMemberError,

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from blockdev.errors import DeviceError
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.world import SimulatedWorld
 from storage.pool import Pool
 from storage.transfer import receive as receive_module
 from storage.transfer.receive import Receiving

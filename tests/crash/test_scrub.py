@@ -6,9 +6,9 @@ from functools import partial
 import pytest
 
 from blockdev.errors import DeviceError
-from blockdev.power import CachedWrite
-from blockdev.simulated import SimulatedDisk
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.disk import SimulatedDisk
+from blockdev.simulation.power import CachedWrite
+from blockdev.simulation.world import SimulatedWorld
 from storage.format import checkpoint_root
 from storage.format.commit import HEADER_BYTES
 from storage.format.entry import Location, unpack

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from blockdev.simulated import SimulatedDisk
+from blockdev.simulation.disk import SimulatedDisk
 from storage.errors import ForeignMemberError
 from storage.format.codec import digest_of
 from storage.format.superblock import (

@@ -14,7 +14,7 @@ from typing_extensions import Buffer
 
 from blockdev.device import BlockDevice
 from blockdev.errors import DeviceError, TakenError
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.world import SimulatedWorld
 from storage.info import MemberState
 from storage.members.member import Member
 from storage.members.roster import Roster

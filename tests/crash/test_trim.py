@@ -3,7 +3,7 @@
 import pytest
 import trio
 
-from blockdev.simulated import SimulatedDisk
+from blockdev.simulation.disk import SimulatedDisk
 from storage.members import slots, trimmer
 from storage.pool import Pool
 from tests.crash import model

@@ -8,8 +8,8 @@ import pytest
 from typing_extensions import Buffer
 
 from blockdev.errors import ClosedError, DeviceError, NoSpaceError, TakenError
-from blockdev.simulated import SimulatedDisk
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.disk import SimulatedDisk
+from blockdev.simulation.world import SimulatedWorld
 from storage.errors import MissingMemberError
 from storage.format.superblock import DATA_START_BYTES
 from storage.members.member import closing_offset, read_superblock

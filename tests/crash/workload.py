@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import trio
 
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.world import SimulatedWorld
 from storage.errors import InvalidArgumentError
 from storage.pool import Pool, PoolSettings
 from storage.volumes.volume import Volume

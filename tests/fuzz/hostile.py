@@ -16,12 +16,12 @@ from typing_extensions import Buffer
 
 from blockdev.device import BlockDevice
 from blockdev.memory import MemoryDevice
-from nbd.access import Access, Peer
 from nbd.errors import UnknownExportError
-from nbd.handshake import Tls
-from nbd.limits import Limits
-from nbd.listeners import TlsTerms, listen_tcp, listen_unix
-from nbd.server import Server
+from nbd.server.access import Access, Peer
+from nbd.server.handshake import Tls
+from nbd.server.limits import Limits
+from nbd.server.listeners import TlsTerms, listen_tcp, listen_unix
+from nbd.server.server import Server
 from storage.pool import MemberDevice, Pool, create_pool, open_pool
 from tests.fuzz.nbd_reading import NAMES, SECRET, End, Haggle, read_requests
 from tests.fuzz.nbd_streams import SIZE_BYTES, conversation, pieces, spoil

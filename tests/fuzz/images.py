@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from blockdev.device import BlockDevice
 from blockdev.errors import DeviceError
-from blockdev.simulated import SimulatedDisk
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.disk import SimulatedDisk
+from blockdev.simulation.world import SimulatedWorld
 from storage.pool import Pool
 from tests.crash.harness import MIB, Shape, live, new_world, opened
 from tests.crash.model import BLOCK, ZERO_BLOCK, History, State

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.world import SimulatedWorld
 from storage.format.entry import KIND_MASK, RAW, unpack
 from storage.members.roster import Roster
 from storage.recovery import assemble, opening

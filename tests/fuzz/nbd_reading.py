@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
-from nbd.handshake import Tls
+from nbd.server.handshake import Tls
 
 EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED, LIST_META, SET_META, EXTENDED = (
     1, 2, 3, 5, 6, 7, 8, 9, 10, 11,

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from blockdev.errors import ChecksumError
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.world import SimulatedWorld
 from storage.errors import DamagedError
 from storage.info import Damage
 from storage.pool import Pool

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 
 from blockdev.errors import DeviceError
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.world import SimulatedWorld
 from storage.checkpoint.metadata_writer import PIECE_BYTES_MAX
 from storage.format import checkpoint_root, codec, commit, pages, superblock
 from storage.pool import Pool

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from nbd.constants import CommandFlag, ExportFlag, OptionReply
 from nbd.errors import ProtocolError
-from nbd.handshake import (
+from nbd.server.handshake import (
     ContextRequest,
     Ended,
     Event,
@@ -27,9 +27,9 @@ from nbd.handshake import (
     StartTls,
     Tls,
 )
-from nbd.memory import Memory
-from nbd.options import ExportInfo
-from nbd.transmission import RequestParser, narrow, refusal
+from nbd.server.memory import Memory
+from nbd.server.options import ExportInfo
+from nbd.server.transmission import RequestParser, narrow, refusal
 from tests.fuzz import nbd_streams as streams
 from tests.fuzz.nbd_reading import NAMES, SECRET, Asked, End, Haggle, Requests, read_requests
 from tests.unit.nbd.wire import option_replies

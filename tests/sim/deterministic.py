@@ -23,7 +23,7 @@ import trio
 import trio.testing
 
 from blockdev.errors import DeviceError
-from blockdev.power import PowerCut
+from blockdev.simulation.power import PowerCut
 from storage.environment import Environment, in_line
 from storage.format import superblock
 

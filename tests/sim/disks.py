@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import trio
 from xxhash import xxh3_64_intdigest
 
-from blockdev.power import SECTOR_BYTES, CachedWrite, survivors
-from blockdev.simulated import SimulatedDisk
-from blockdev.sparse import SparseBytes
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.disk import SimulatedDisk
+from blockdev.simulation.power import SECTOR_BYTES, CachedWrite, survivors
+from blockdev.simulation.sparse import SparseBytes
+from blockdev.simulation.world import SimulatedWorld
 from storage.format.superblock import DATA_START_BYTES
 
 NOTHING_PLANNED = 1 << 62

@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from uuid import UUID
 
-from blockdev.simulated import SimulatedDisk
+from blockdev.simulation.disk import SimulatedDisk
 from storage.format import superblock
 from storage.format.superblock import RING_SLOTS, SUPERBLOCK_BYTES, Superblock
 from storage.members.member import MemberDevice, closing_offset

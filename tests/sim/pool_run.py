@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from functools import partial
 
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.world import SimulatedWorld
 from storage.pool import Pool, PoolSettings
 from tests.crash.harness import Shape, live, new_world, opened
 from tests.crash.model import History

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from blockdev.device import BlockDevice
 from blockdev.memory import MemoryDevice
-from nbd.limits import Limits
-from nbd.listeners import listen_unix
-from nbd.server import Server
+from nbd.server.limits import Limits
+from nbd.server.listeners import listen_unix
+from nbd.server.server import Server
 from storage.pool import MemberDevice, create_pool, open_pool
 from storage.settings import PoolSettings
 from tests.sim.nbd_peer import (

@@ -11,8 +11,8 @@ from typing_extensions import Buffer
 
 from blockdev.device import Extent
 from nbd.constants import WireError
-from nbd.replies import ExtendedReplies, StructuredReplies
-from nbd.transmission import Request, RequestParser, refusal
+from nbd.server.replies import ExtendedReplies, StructuredReplies
+from nbd.server.transmission import Request, RequestParser, refusal
 from storage.map.layer import Layer
 from storage.map.reader import Reader
 from storage.volumes.volume import Volume, VolumeState

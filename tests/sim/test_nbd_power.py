@@ -11,12 +11,12 @@ import pytest
 import trio
 
 from blockdev.device import BlockDevice
-from blockdev.power import PowerCut
-from blockdev.simulated import SimulatedDisk
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.disk import SimulatedDisk
+from blockdev.simulation.power import PowerCut
+from blockdev.simulation.world import SimulatedWorld
 from nbd.errors import UnknownExportError
-from nbd.listeners import listen_unix
-from nbd.server import Server
+from nbd.server.listeners import listen_unix
+from nbd.server.server import Server
 from storage.pool import MemberDevice, Pool, create_pool, open_pool
 from storage.settings import PoolSettings
 from storage.volumes.volume import Volume

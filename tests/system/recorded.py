@@ -28,8 +28,8 @@ from pathlib import Path
 import trio
 
 from admin.daemon.exports import PoolExports
-from nbd.listeners import listen_unix
-from nbd.server import Server
+from nbd.server.listeners import listen_unix
+from nbd.server.server import Server
 from storage.pool import MemberDevice, Pool, PoolSettings, create_pool, open_pool
 from storage.verify.check import check_pool
 from tests.crash.harness import MIB, ONE, TWO_OF_THREE, Shape

@@ -2,7 +2,7 @@
 
 A recording is a list of events: an operation began, or ended. A cut lies between two of them. What
 a flush had covered that ended before the cut is there, and so is each FUA write that had ended; all
-else is kept, dropped or torn by the coin, one by one, as `blockdev.power` says.
+else is kept, dropped or torn by the coin, one by one, as `blockdev.simulation.power` says.
 """
 
 import time
@@ -12,8 +12,8 @@ import trio
 from typing_extensions import Buffer
 
 from blockdev.memory import MemoryDevice
-from blockdev.power import CachedWrite
-from blockdev.sparse import SparseBytes
+from blockdev.simulation.power import CachedWrite
+from blockdev.simulation.sparse import SparseBytes
 from tests.sim.disks import DiskPhoto, Photo
 
 WRITE_S, FLUSH_S = 0.0002, 0.001

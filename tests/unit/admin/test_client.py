@@ -10,7 +10,7 @@ from admin.errors import DaemonNotRunningError, InternalError, RemoteError, exit
 from admin.home import Home, hold
 from admin.names import SnapshotName
 from blockdev.errors import NoSpaceError
-from nbd.listeners import listen_unix
+from nbd.server.listeners import listen_unix
 from storage.errors import FencedError
 from tests.unit.admin.fake_pool import Served
 

@@ -13,7 +13,7 @@ from admin.config.load import (
 from admin.config.nbd import NbdConfig, TcpAddress
 from admin.errors import ConfigError
 from admin.sizes import GIB, MIB
-from nbd.limits import Limits
+from nbd.server.limits import Limits
 from storage.catalogue.schedule import Schedule
 
 MEMBER = '[[member]]\npath = "a.img"\nsize = "8G"\n'

@@ -7,9 +7,9 @@ from admin.config.load import load_config
 from admin.config.nbd import NbdConfig, TcpAddress, TlsFiles, parse_address
 from admin.errors import ConfigError
 from admin.sizes import KIB, MIB
-from nbd.access import Access, AccessRule, Peer, decide
-from nbd.handshake import Tls
-from nbd.limits import Limits
+from nbd.server.access import Access, AccessRule, Peer, decide
+from nbd.server.handshake import Tls
+from nbd.server.limits import Limits
 
 TLS = 'tcp = "0.0.0.0:1"\ntls = "require"\ncertificate = "s.pem"\nkey = "s.key"\n'
 

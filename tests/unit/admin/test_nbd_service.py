@@ -12,8 +12,8 @@ from admin.config.nbd import NbdConfig, TcpAddress, TlsFiles
 from admin.daemon.nbd_service import NbdService, load_tls
 from admin.errors import ConfigError
 from admin.home import Home
-from nbd.access import AccessRule
-from nbd.handshake import Tls
+from nbd.server.access import AccessRule
+from nbd.server.handshake import Tls
 from tests.unit.admin.test_service import FakeServedPool
 
 ANYWHERE = TcpAddress("0.0.0.0", 0)

@@ -4,8 +4,8 @@ import pytest
 import trio
 
 from blockdev.errors import CacheLostError, DeviceError, NoSpaceError
-from blockdev.simulated import SimulatedDisk
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.disk import SimulatedDisk
+from blockdev.simulation.world import SimulatedWorld
 
 KIB = 1024
 PAGE = 4096

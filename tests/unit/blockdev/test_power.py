@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
-from blockdev.power import PowerCut
-from blockdev.simulated import SimulatedDisk
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.disk import SimulatedDisk
+from blockdev.simulation.power import PowerCut
+from blockdev.simulation.world import SimulatedWorld
 
 KIB = 1024
 SECTOR = 512

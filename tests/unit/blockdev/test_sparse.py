@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockdev.device import Extent
-from blockdev.sparse import CHUNK_BYTES, SparseBytes
+from blockdev.simulation.sparse import CHUNK_BYTES, SparseBytes
 
 SIZE = 5 * CHUNK_BYTES
 

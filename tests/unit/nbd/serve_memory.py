@@ -18,9 +18,9 @@ from blockdev.device import BlockDevice
 from blockdev.file import FileDevice
 from blockdev.memory import MemoryDevice
 from nbd.errors import UnknownExportError
-from nbd.handshake import Tls
-from nbd.listeners import TlsTerms, listen_tcp, listen_unix
-from nbd.server import Server
+from nbd.server.handshake import Tls
+from nbd.server.listeners import TlsTerms, listen_tcp, listen_unix
+from nbd.server.server import Server
 from nbd.tls import server_context
 from storage.pool import MemberDevice, Pool, create_pool, open_pool
 

@@ -8,8 +8,15 @@ from hypothesis import strategies as st
 
 from nbd.constants import ExportFlag, OptionReply
 from nbd.errors import ProtocolError
-from nbd.handshake import Ended, Event, ExportRequest, ListRequest, Need, ServerHandshake
-from nbd.options import ExportInfo
+from nbd.server.handshake import (
+    Ended,
+    Event,
+    ExportRequest,
+    ListRequest,
+    Need,
+    ServerHandshake,
+)
+from nbd.server.options import ExportInfo
 from tests.unit.nbd.wire import (
     ACK,
     ERR_INVALID,

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from blockdev.errors import DeviceError
 from blockdev.memory import MemoryDevice
 from nbd.constants import ExportFlag
-from nbd.memory import Memory
-from nbd.quick import QuickLane
-from nbd.receiver import Receiver
-from nbd.replies import ExtendedReplies, Replies, SimpleReplies, StructuredReplies
-from nbd.sender import Sender
-from nbd.terms import Counters, Terms
-from nbd.transmission import RequestParser
+from nbd.server.memory import Memory
+from nbd.server.quick import QuickLane
+from nbd.server.receiver import Receiver
+from nbd.server.replies import ExtendedReplies, Replies, SimpleReplies, StructuredReplies
+from nbd.server.sender import Sender
+from nbd.server.terms import Counters, Terms
+from nbd.server.transmission import RequestParser
 from tests.unit.nbd.devices import FailingDevice, SlowDevice
 from tests.unit.nbd.wire import (
     DF,

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from nbd.receiver import Receiver
+from nbd.server.receiver import Receiver
 
 TRIES = 20
 

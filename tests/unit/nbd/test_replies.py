@@ -2,7 +2,7 @@
 
 import pytest
 
-from nbd.replies import ExtendedReplies, Replies, SimpleReplies, StructuredReplies
+from nbd.server.replies import ExtendedReplies, Replies, SimpleReplies, StructuredReplies
 from tests.unit.nbd.wire import READ, STATUS, WRITE
 
 SIMPLE, STRUCTURED, EXTENDED = SimpleReplies(), StructuredReplies(), ExtendedReplies()

@@ -12,8 +12,8 @@ import trio.testing
 
 from blockdev.errors import BusyError, DeviceError, NoSpaceError
 from blockdev.memory import MemoryDevice
-from nbd.listeners import listen_tcp, listen_unix
-from nbd.server import Server
+from nbd.server.listeners import listen_tcp, listen_unix
+from nbd.server.server import Server
 from tests.unit.nbd.devices import FailingDevice, SlowDevice, serving
 from tests.unit.nbd.wire import (
     ACK,

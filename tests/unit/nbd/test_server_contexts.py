@@ -8,7 +8,7 @@ import pytest
 from blockdev.device import EXTENTS_MAX, Extent
 from blockdev.errors import UnsupportedError
 from blockdev.memory import MemoryDevice
-from nbd import handshake
+from nbd.server import handshake
 from tests.unit.nbd.devices import serving
 from tests.unit.nbd.test_server_status import (
     BASE,

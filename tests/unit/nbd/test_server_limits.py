@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from nbd.limits import Limits
+from nbd.server.limits import Limits
 from tests.unit.nbd.devices import SlowDevice, serving
 from tests.unit.nbd.test_server_status import selecting
 from tests.unit.nbd.wire import (

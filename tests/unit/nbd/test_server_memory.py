@@ -11,7 +11,7 @@ import trio.testing
 
 from blockdev.errors import UnsupportedError
 from blockdev.memory import MemoryDevice
-from nbd.limits import Limits
+from nbd.server.limits import Limits
 from tests.unit.nbd.devices import FailingDevice, SlowDevice, serving
 from tests.unit.nbd.test_server_status import selecting
 from tests.unit.nbd.wire import (

@@ -9,10 +9,10 @@ import trio
 import trio.testing
 
 from blockdev.memory import MemoryDevice
-from nbd.access import AccessRule
-from nbd.handshake import Tls
-from nbd.limits import Limits
-from nbd.listeners import TlsTerms
+from nbd.server.access import AccessRule
+from nbd.server.handshake import Tls
+from nbd.server.limits import Limits
+from nbd.server.listeners import TlsTerms
 from tests.unit.nbd.certificates import HOST, Certificates
 from tests.unit.nbd.devices import serving
 from tests.unit.nbd.test_server_memory import SharedSlow, sharing

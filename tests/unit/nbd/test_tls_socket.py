@@ -7,7 +7,7 @@ import pytest
 import trio
 from typing_extensions import Buffer
 
-from nbd.sender import Sender
+from nbd.server.sender import Sender
 from nbd.tlssocket import ENCRYPT_BYTES_MAX, TlsSocket
 from tests.unit.nbd.certificates import Certificates
 from tests.unit.nbd.secured import Pair, connect, receive

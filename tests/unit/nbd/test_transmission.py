@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from nbd.constants import ExportFlag, WireError, wire_error
 from nbd.errors import ProtocolError
-from nbd.memory import Memory
-from nbd.transmission import RECEIVE_BYTES, RequestParser, decode_filter, refusal
+from nbd.server.memory import Memory
+from nbd.server.transmission import RECEIVE_BYTES, RequestParser, decode_filter, refusal
 from tests.unit.nbd.wire import (
     CACHE,
     DF,

@@ -11,11 +11,11 @@ import trio
 
 from blockdev.device import BlockDevice
 from blockdev.memory import MemoryDevice
-from nbd.access import AccessRule, decide
 from nbd.errors import UnknownExportError
-from nbd.limits import Limits
-from nbd.listeners import TlsTerms, listen_unix
-from nbd.server import Server
+from nbd.server.access import AccessRule, decide
+from nbd.server.limits import Limits
+from nbd.server.listeners import TlsTerms, listen_unix
+from nbd.server.server import Server
 
 PLAIN = TlsTerms()
 MIB = 1 << 20

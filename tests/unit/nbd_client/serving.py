@@ -11,9 +11,9 @@ from blockdev.device import BlockDevice
 from blockdev.memory import MemoryDevice
 from nbd.client import ClientOptions, NbdDevice, open_nbd
 from nbd.errors import UnknownExportError
-from nbd.limits import Limits
-from nbd.listeners import TlsTerms, listen_unix
-from nbd.server import Server
+from nbd.server.limits import Limits
+from nbd.server.listeners import TlsTerms, listen_unix
+from nbd.server.server import Server
 from tests.unit.nbd_client.scripted import Scripted, scripted
 
 PLAIN = TlsTerms()

@@ -13,9 +13,9 @@ import trustme
 
 from nbd.client import ClientOptions, describe, open_nbd
 from nbd.errors import NbdError, ProtocolError, TlsError, UnreachableError
-from nbd.handshake import Tls
-from nbd.listeners import TlsTerms, listen_tcp
-from nbd.server import Server
+from nbd.server.handshake import Tls
+from nbd.server.listeners import TlsTerms, listen_tcp
+from nbd.server.server import Server
 from nbd.tls import server_context
 from tests.unit.nbd.certificates import HOST, LONG_AGO
 from tests.unit.nbd.wire import MIB

@@ -5,8 +5,8 @@ from uuid import UUID
 import pytest
 
 from blockdev.errors import CacheLostError, DeviceError
-from blockdev.simulated import SimulatedDisk
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.disk import SimulatedDisk
+from blockdev.simulation.world import SimulatedWorld
 from storage.format.superblock import MemberRow, RootPointer, Superblock
 from storage.members.member import Member, MemberDevice
 

@@ -10,8 +10,8 @@ import trio
 
 from blockdev.device import BlockDevice, Extent
 from blockdev.errors import DeviceError
-from blockdev.simulated import SimulatedDisk
-from blockdev.world import SimulatedWorld
+from blockdev.simulation.disk import SimulatedDisk
+from blockdev.simulation.world import SimulatedWorld
 from storage.map import extents as extents_of_map
 from storage.map.blockmap import BlockMap
 from storage.map.layer import Layer

@@ -1,7 +1,7 @@
 """The world of simulated disks: one power supply, and one source of luck."""
 
-from blockdev.power import PowerSupply
-from blockdev.simulated import SimulatedDisk
+from blockdev.simulation.disk import SimulatedDisk
+from blockdev.simulation.power import PowerSupply
 
 
 class SimulatedWorld(PowerSupply[SimulatedDisk]):

@@ -1,7 +1,7 @@
 """The shortest way from socket to device and back, for short requests that are served at once.
 
-The general loop of `nbd.session` can do everything, and takes longer over a read or write of 4 KiB
-than the kernel. What is usual is served here: no generator, no call but those of the device
+The general loop of `nbd.server.session` can do everything, and takes longer over a read or write
+of 4 KiB than the kernel. What is usual is served here: no generator, no call but those of the device
 and the reply; objects made for each request are the tuple of its header, a view of its payload
 or data, and its reply. A client that waits for each answer is served without going through that
 loop at all: 5.5 us of Python for a request and not 8.6, beside a `recv`, a `send`, and 0.6 us for
@@ -11,13 +11,13 @@ Whatever is not usual stays where it was received, and the general loop goes on 
 """
 
 from blockdev.device import BlockDevice
-from nbd.answers import SPARSE_BYTES_MIN
 from nbd.constants import Command, ExportFlag
-from nbd.pace import LOOKS
-from nbd.receiver import Receiver
-from nbd.sender import Sender
-from nbd.terms import Counters, Terms
-from nbd.transmission import RequestParser
+from nbd.server.answers import SPARSE_BYTES_MIN
+from nbd.server.pace import LOOKS
+from nbd.server.receiver import Receiver
+from nbd.server.sender import Sender
+from nbd.server.terms import Counters, Terms
+from nbd.server.transmission import RequestParser
 
 BATCH_REQUESTS_MAX = 256
 """Replies leave after so many requests at the latest, before the client runs dry."""

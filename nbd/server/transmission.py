@@ -33,7 +33,7 @@ from nbd.constants import (
     WireError,
 )
 from nbd.errors import ProtocolError
-from nbd.memory import Memory
+from nbd.server.memory import Memory
 
 Request = tuple[int, int, int, int, int, int]
 """magic, flags, type, cookie, offset, length."""

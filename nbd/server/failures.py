@@ -6,7 +6,7 @@ import trio
 
 from blockdev.errors import DeviceError, UnsupportedError
 from nbd.constants import Command, CommandFlag, WireError, wire_error
-from nbd.transmission import Request
+from nbd.server.transmission import Request
 
 log = logging.getLogger("cenote.nbd")
 

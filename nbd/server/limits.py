@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nbd.handshake import OPTION_BYTES_MAX, OPTIONS_MAX
+from nbd.server.handshake import OPTION_BYTES_MAX, OPTIONS_MAX
 
 PAYLOAD_BYTES_MAX = 32 << 20
 """Longest READ or WRITE; the protocol promises clients that 32 MiB works."""
@@ -16,7 +16,7 @@ class Limits:
 
     `connections_max`: one guest uses 1 to 16; a descriptor each, so below a usual limit of 1024.
     `handshake_s`: a human's patience; half-open connections are gone after it.
-    `option_bytes_max`, `options_max`: see `nbd.handshake`.
+    `option_bytes_max`, `options_max`: see `nbd.server.handshake`.
     `payload_bytes_max`: longest READ or WRITE. Less than the usual is told to clients, and those
         that do not listen get errors.
     `requests_in_flight_max`: requests that wait for the device, per connection. A Linux client

@@ -11,10 +11,10 @@ import trio
 
 from blockdev.device import BlockDevice
 from blockdev.errors import DeviceError
-from nbd.access import Access, Peer
 from nbd.constants import BASE_ALLOCATION, ExportFlag, OptionReply
 from nbd.errors import ProtocolError, TlsError, UnknownExportError
-from nbd.handshake import (
+from nbd.server.access import Access, Peer
+from nbd.server.handshake import (
     ContextRequest,
     Ended,
     ExportRequest,
@@ -23,15 +23,15 @@ from nbd.handshake import (
     ServerHandshake,
     StartTls,
 )
-from nbd.limits import Limits
-from nbd.listeners import TlsTerms
-from nbd.memory import Memory
-from nbd.options import ExportInfo
-from nbd.pace import Activity
-from nbd.replies import ExtendedReplies, SimpleReplies, StructuredReplies
-from nbd.session import Session
+from nbd.server.limits import Limits
+from nbd.server.listeners import TlsTerms
+from nbd.server.memory import Memory
+from nbd.server.options import ExportInfo
+from nbd.server.pace import Activity
+from nbd.server.replies import ExtendedReplies, SimpleReplies, StructuredReplies
+from nbd.server.session import Session
+from nbd.server.terms import Counters, Terms
 from nbd.stream import Stream, has_hung_up
-from nbd.terms import Counters, Terms
 from nbd.tls import TlsSocket
 
 log = logging.getLogger("cenote.nbd")

@@ -5,7 +5,7 @@ requests in the receive buffer go to the device's `try_` methods, and their
 replies leave in one `sendmsg`. Only a request that must wait becomes a task.
 trio's socket wrappers are bypassed because their checkpoint per call costs more
 than the call; fairness is kept by yielding after a bounded amount of work.
-A client that waits for each answer goes by a shorter way still (`nbd.quick`).
+A client that waits for each answer goes by a shorter way still (`nbd.server.quick`).
 
 What bounds memory: the reader takes no further request while replies are unsent,
 while too much waits for the device, or while the whole server holds too much, so
@@ -16,20 +16,27 @@ import trio
 from typing_extensions import Buffer
 
 from blockdev.device import BlockDevice
-from nbd.answers import Answers
-from nbd.backlog import Backlog
 from nbd.constants import Command, WireError
 from nbd.errors import ProtocolError
-from nbd.failures import FailureLog, answer_to_failure
-from nbd.limits import Limits
-from nbd.memory import Memory
-from nbd.pace import LOOKS, WORK_PER_LOOK, Activity, Pace
-from nbd.quick import BATCH_BYTES_MAX, BATCH_REQUESTS_MAX, QuickLane
-from nbd.receiver import Receiver
-from nbd.sender import Sender
+from nbd.server.answers import Answers
+from nbd.server.backlog import Backlog
+from nbd.server.failures import FailureLog, answer_to_failure
+from nbd.server.limits import Limits
+from nbd.server.memory import Memory
+from nbd.server.pace import LOOKS, WORK_PER_LOOK, Activity, Pace
+from nbd.server.quick import BATCH_BYTES_MAX, BATCH_REQUESTS_MAX, QuickLane
+from nbd.server.receiver import Receiver
+from nbd.server.sender import Sender
+from nbd.server.terms import Counters, Terms
+from nbd.server.transmission import (
+    Request,
+    RequestParser,
+    held_bytes,
+    is_goodbye,
+    narrow,
+    refusal,
+)
 from nbd.stream import Stream, has_hung_up, unread
-from nbd.terms import Counters, Terms
-from nbd.transmission import Request, RequestParser, held_bytes, is_goodbye, narrow, refusal
 
 GULP_BYTES = 64 << 10
 """Long payloads are received so much at a time, while the client sends on."""

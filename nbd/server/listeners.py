@@ -7,7 +7,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbd.handshake import Tls
+from nbd.server.handshake import Tls
 
 BACKLOG = 128
 """Clients that may wait to be accepted; a host that restarts all its guests at once fits."""

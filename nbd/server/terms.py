@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nbd.constants import ExportFlag
-from nbd.replies import Replies
+from nbd.server.replies import Replies
 
 
 @dataclass(slots=True)

@@ -30,9 +30,9 @@ from nbd.constants import (
     Option,
     OptionReply,
 )
-from nbd.contexts import ContextQuery, decode_query, encode_context, listed, selected
 from nbd.errors import ProtocolError
-from nbd.options import (
+from nbd.server.contexts import ContextQuery, decode_query, encode_context, listed, selected
+from nbd.server.options import (
     ExportInfo,
     OptionError,
     decode_info_request,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from blockdev.device import Extent
 from nbd.constants import STATE_HOLE, STATE_ZERO, OptionReply
-from nbd.options import OptionError, decode_name, encode_reply
+from nbd.server.options import OptionError, decode_name, encode_reply
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,9 @@ from typing_extensions import Buffer
 
 from blockdev.device import EXTENTS_MAX, BlockDevice, Extent
 from nbd.constants import BASE_ALLOCATION, Command, CommandFlag
-from nbd.contexts import allocation_state
-from nbd.replies import Replies
-from nbd.transmission import Request
+from nbd.server.contexts import allocation_state
+from nbd.server.replies import Replies
+from nbd.server.transmission import Request
 
 SPARSE_BYTES_MIN = 32 << 10
 """Shorter READs are sent with their zeroes: looking for them would cost as much."""

@@ -6,7 +6,7 @@
     disk = disk.reboot()                 # what survived, on a fresh disk
 
 A write goes to the cache and is seen by reads; `flush` makes everything durable
-that was written before it was called, a FUA write only itself. `blockdev.power`
+that was written before it was called, a FUA write only itself. `blockdev.simulation.power`
 says what a power cut leaves. A disk is deterministic by the seed of its world.
 
 Nastier than most disks, within what the interface allows: a trim takes effect or
@@ -23,9 +23,16 @@ from typing_extensions import Buffer
 
 from blockdev.device import EXTENTS_MAX, BlockDevice, Extent, check_range
 from blockdev.errors import ClosedError, DeviceError
-from blockdev.faults import FaultPlan
-from blockdev.power import SECTOR_BYTES, CachedWrite, PowerCut, PowerSupply, survivors, torn
-from blockdev.sparse import SparseBytes
+from blockdev.simulation.faults import FaultPlan
+from blockdev.simulation.power import (
+    SECTOR_BYTES,
+    CachedWrite,
+    PowerCut,
+    PowerSupply,
+    survivors,
+    torn,
+)
+from blockdev.simulation.sparse import SparseBytes
 
 _PAUSE_STEPS_MAX = 3
 """Enough for one task to overtake another by a whole operation."""

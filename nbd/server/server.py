@@ -11,13 +11,13 @@ from dataclasses import replace
 
 import trio
 
-from nbd.access import Access, Peer
-from nbd.connection import Client, Connection, ExportSource, Service
-from nbd.limits import Limits
-from nbd.listeners import Listener
-from nbd.memory import Memory
-from nbd.pace import Activity
-from nbd.terms import Counters
+from nbd.server.access import Access, Peer
+from nbd.server.connection import Client, Connection, ExportSource, Service
+from nbd.server.limits import Limits
+from nbd.server.listeners import Listener
+from nbd.server.memory import Memory
+from nbd.server.pace import Activity
+from nbd.server.terms import Counters
 
 log = logging.getLogger("cenote.nbd")
 
@@ -96,7 +96,7 @@ class Server:
         """Serve until `stop`; cancelling it instead drops all clients at once.
 
         Args:
-            listeners: from `nbd.listeners`; closed on return.
+            listeners: from `nbd.server.listeners`; closed on return.
         """
         try:
             async with trio.open_nursery() as clients:

@@ -1,4 +1,4 @@
-"""What one client sends, from its socket; the other way is `nbd.sender`.
+"""What one client sends, from its socket; the other way is `nbd.server.sender`.
 
 Asking whether something arrived costs 0.6 us; a `recv` that finds nothing costs 2.7, most of it for
 its exception.

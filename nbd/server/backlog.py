@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import trio
 
-from nbd.limits import Limits
-from nbd.memory import Holder, Memory
-from nbd.sender import Sender
+from nbd.server.limits import Limits
+from nbd.server.memory import Holder, Memory
+from nbd.server.sender import Sender
 
 HANGUP_LOOK_S = 0.5
 """How often to look whether a client is gone while nothing is read from it. Should it be back

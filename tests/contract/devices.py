@@ -15,7 +15,7 @@ from blockdev.simulation.disk import SimulatedDisk
 from blockdev.simulation.world import SimulatedWorld
 from nbd.client import ClientOptions, open_nbd
 from storage.pool import MemberDevice, create_pool, open_pool
-from tests.unit.nbd_client.serving import KeptDevice, served
+from tests.unit.nbd.client.serving import KeptDevice, served
 
 SIZE_BYTES = 1 << 20
 

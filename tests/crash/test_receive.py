@@ -15,7 +15,7 @@ from tests.crash.harness import MIB, ONE, TWO_OF_THREE, Shape, live, new_world, 
 from tests.crash.sweep import find_no_damage
 from tests.unit.storage import pools
 from tests.unit.storage.streams import receive, sent
-from tests.unit.storage.test_transfers import content
+from tests.unit.storage.transfer.test_transfers import content
 
 BLOCK = 4096
 PARTIAL = "v+receiving"

@@ -16,7 +16,7 @@ from trio.testing import MockClock
 
 from blockdev.errors import CacheLostError, DeviceError
 from nbd.client import ClientOptions, NbdDevice, open_nbd
-from tests.unit.nbd_client.scripted import (
+from tests.unit.nbd.client.scripted import (
     CAN_MULTI,
     EVERYTHING,
     READ,

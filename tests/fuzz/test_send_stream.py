@@ -12,8 +12,8 @@ from blockdev.errors import DeviceError
 from storage.transfer.stream import DATA_BYTES_MAX, Data, Decoder
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, write
 from tests.unit.storage.streams import receive, sent
-from tests.unit.storage.test_stream import example
-from tests.unit.storage.test_transfers import content
+from tests.unit.storage.transfer.test_stream import example
+from tests.unit.storage.transfer.test_transfers import content
 
 EXAMPLE = example()
 Change = tuple[int, bytes]

@@ -116,7 +116,7 @@ async def test_a_range_that_wraps_around(tmp_path: Path, monkeypatch: Patch) -> 
     def wrong(request: Request, **export: Any) -> WireError | None:
         return None if request[4] + request[5] >= 2**64 else right(request, **export)
 
-    monkeypatch.setattr("nbd.session.refusal", wrong)
+    monkeypatch.setattr("nbd.server.session.refusal", wrong)
     await finds_it(tmp_path, "memory", Mode.SIMPLE)
 
 

@@ -38,13 +38,13 @@ class Reads:
 
     def __init__(self, pool: Pool) -> None:
         self.bytes_read = 0
-        honest = pool.store.read_located
+        honest = pool.segment_io.read_located
 
         async def read_located(a: int, b: int, plain_bytes_max: int) -> bytes:
             self.bytes_read += (b & 0xFFFF) + 1
             return await honest(a, b, plain_bytes_max)
 
-        pool.store.read_located = read_located  # type: ignore[method-assign]
+        pool.segment_io.read_located = read_located  # type: ignore[method-assign]
 
 
 class Consolidations:

@@ -84,15 +84,15 @@ async def fill(pool: Pool, name: str, size_bytes: int, rng: random.Random) -> No
 @contextmanager
 def counting(pool: Pool) -> Iterator[list[int]]:
     """How many pieces of the map are read from disk, in the first item."""
-    count, real = [0], pool.store.read_located
+    count, real = [0], pool.segment_io.read_located
 
     async def counted(a: int, b: int, plain_bytes_max: int) -> bytes:
         count[0] += 1
         return await real(a, b, plain_bytes_max)
 
-    pool.store.read_located = counted  # type: ignore[method-assign]
+    pool.segment_io.read_located = counted  # type: ignore[method-assign]
     yield count
-    pool.store.read_located = real  # type: ignore[method-assign]
+    pool.segment_io.read_located = real  # type: ignore[method-assign]
 
 
 async def read_us(device: Volume, seed: int) -> float:
@@ -269,7 +269,7 @@ class Clones:
     async def _read(self, pool: Pool) -> None:
         map_reads, places, rng = [], set(), random.Random(3)
         offsets = [rng.randrange(self._size // BLOCK) * BLOCK for _ in range(2000)]
-        real = pool.store.try_read
+        real = pool.segment_io.try_read
 
         def noting(number: int, offset: int, length: int) -> memoryview | None:
             if length == BLOCK and not offset % BLOCK:  # else it is a piece of the map
@@ -279,16 +279,16 @@ class Clones:
         times = []
         for i in range(self._count):
             device = pool.open_export(f"c{i}")
-            pool.store.try_read = noting  # type: ignore[method-assign]
+            pool.segment_io.try_read = noting  # type: ignore[method-assign]
             with counting(pool) as count:
                 for offset in offsets:
                     await device.read(offset, BLOCK)
             map_reads.append(count[0])
             if i in (0, self._count - 1):
-                pool.store.try_read = real  # type: ignore[method-assign]
+                pool.segment_io.try_read = real  # type: ignore[method-assign]
                 times.append(statistics.median([await read_us(device, n) for n in range(ROUNDS)]))
             await device.close()
-        pool.store.try_read = real  # type: ignore[method-assign]
+        pool.segment_io.try_read = real  # type: ignore[method-assign]
         show(
             "clones read", clones=self._count, blocks_each=len(offsets),
             places_read=len(places), map_reads_first=map_reads[0],

@@ -32,9 +32,9 @@ from storage.format.values import decode, encode
 from storage.info import PoolInfo, PoolSpace, VolumeSpace
 from storage.log.budget import SpaceBudget
 from storage.log.committer import Log, Written
-from storage.map.extents import Status
+from storage.map.extents import Extents
 from storage.map.follow import follow, make_layers
-from storage.map.liveness import Living
+from storage.map.liveness import Liveness
 from storage.map.reader import ExtentCache, Reader
 from storage.members.creation import create_pool
 from storage.members.growth import Growth
@@ -50,7 +50,7 @@ from storage.verify.scrub import Scrubber
 from storage.volumes.contexts import Contexts
 from storage.volumes.flatten import Flattener
 from storage.volumes.quota import Quotas
-from storage.volumes.registry import Volumes
+from storage.volumes.registry import Registry
 from storage.volumes.space import volume_spaces
 from storage.volumes.volume import Volume, VolumeState
 
@@ -132,7 +132,7 @@ class Pool(Transfers):
         self.roster = opened.roster
         self.table = opened.table
         self.blockmap = opened.blockmap
-        self.store = opened.store
+        self.segment_io = opened.segment_io
         self._env = env
         self._settings = settings
         identify(opened.catalogue, opened.roster.superblock.pool_uuid)
@@ -140,20 +140,26 @@ class Pool(Transfers):
         self._live = opened.catalogue.copy()
         self.space = SpaceBudget(self.table, settings.buffer_bytes, self._make_room)
         self._log = Log(
-            env, self.table, self.store, self.roster, self.space, opened.position, self._on_durable
+            env,
+            self.table,
+            self.segment_io,
+            self.roster,
+            self.space,
+            opened.position,
+            self._on_durable,
         )
         self.roster.on_change = self.table.relocate_all
         self._reader = Reader(
-            self.blockmap, self.store, ExtentCache(max(settings.extent_cache_bytes, 1 << 20))
+            self.blockmap, self.segment_io, ExtentCache(max(settings.extent_cache_bytes, 1 << 20))
         )
-        self._status = Status(self.blockmap)
+        self._extents = Extents(self.blockmap)
         self.growth = Growth(self.roster, self.table, env, self._log.intake.pulse)
-        meta = MetaWriter(self.store, self.table, self.roster.superblock.commit_align)
+        meta = MetaWriter(self.segment_io, self.table, self.roster.superblock.commit_align)
         at = opened.meta_end
         if at is not None and self.table.has_all_copies(self.table[at[0]]):
             meta.go_on(*at)
         self._checkpointer = Checkpointer(
-            self.blockmap, self.table, self.store, self.roster, meta, self._durable,
+            self.blockmap, self.table, self.segment_io, self.roster, meta, self._durable,
             opened.usage, opened.stock,
         )  # fmt: skip
         if opened.root is not None:
@@ -165,14 +171,20 @@ class Pool(Transfers):
         """Copies were added that no checkpoint knows of."""
         self._room_lock = trio.Lock()
         mover = Mover(
-            self.store, self.table, self.roster, self._log.intake, lambda: self._log.durable.commit
+            self.segment_io,
+            self.table,
+            self.roster,
+            self._log.intake,
+            lambda: self._log.durable.commit,
         )
-        living = Living(self.blockmap, self._durable)
+        liveness = Liveness(self.blockmap, self._durable)
         self.scrubber = Scrubber(
-            env, self.table, self.store, self.roster, self.blockmap, self._durable, living,
+            env, self.table, self.segment_io, self.roster, self.blockmap, self._durable, liveness,
             self._checkpointer, lambda: self._log.durable.commit, self.checkpoint,
         )  # fmt: skip
-        self.cleaner = Cleaner(env, self.table, self.store, self.roster, self.space, mover, living)
+        self.cleaner = Cleaner(
+            env, self.table, self.segment_io, self.roster, self.space, mover, liveness
+        )
         self._reclaimer = Reclaimer(
             self.table, self.space, self.cleaner, self._checkpointer, self.checkpoint,
             lambda: self._log.durable.commit, lambda: self._log.intake.failure is None,
@@ -182,9 +194,9 @@ class Pool(Transfers):
             self._live, self.blockmap.layers, lambda: self._checkpointer.usage, self.space,
             self._log.intake.flush, self._count_anew,
         )  # fmt: skip
-        volumes = Volumes(self._live, self.blockmap, self.quotas, env)
+        volumes = Registry(self._live, self.blockmap, self.quotas, env)
         super().__init__(self._live, volumes, self.blockmap, self.table, env)
-        self._contexts = Contexts(self.blockmap, self.table, self._volumes, self.flush)
+        self._contexts = Contexts(self.blockmap, self.table, self._registry, self.flush)
         self._flattener = Flattener(
             self._live, self.blockmap, self._reader, self._log.intake, self.space, self.quotas,
             self._checkpointer.whole, self.checkpoint, self._carry_out,
@@ -220,7 +232,7 @@ class Pool(Transfers):
         """
         names = sorted(self._live.volumes) if volume is None else [volume]
         for name in names:
-            self._volumes.record(name, arriving=True)
+            self._registry.record(name, arriving=True)
         checkpointer = self._checkpointer
         return volume_spaces(checkpointer.stock, checkpointer.usage, self._live, names)
 
@@ -232,16 +244,16 @@ class Pool(Transfers):
         Raises:
             NotFoundError: there is none of that name.
         """
-        state, read_only = self._volumes.open(name)
+        state, read_only = self._registry.open(name)
         return self._handle(state, read_only=read_only)
 
     def _open_arrival(self, name: str) -> Volume:
-        return self._handle(self._volumes.open(name, arriving=True)[0], read_only=False)
+        return self._handle(self._registry.open(name, arriving=True)[0], read_only=False)
 
     def _handle(self, state: VolumeState, *, read_only: bool) -> Volume:
         return Volume(
-            state, self._log.intake, self._reader, self._status, self._contexts, self.quotas,
-            read_only=read_only, on_close=lambda: self._volumes.closed(state),
+            state, self._log.intake, self._reader, self._extents, self._contexts, self.quotas,
+            read_only=read_only, on_close=lambda: self._registry.closed(state),
         )  # fmt: skip
 
     async def _carry_out(self, operation: Operation) -> None:
@@ -254,7 +266,7 @@ class Pool(Transfers):
             raise
         buffer = self._log.intake.put_operation(encode(operation))
         make_layers(made, self._live, self.blockmap)
-        self._volumes.applied(operation)
+        self._registry.applied(operation)
         try:
             await self._log.intake.wait(buffer)
         except NoSpaceError as error:

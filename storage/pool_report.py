@@ -13,7 +13,7 @@ from storage.members.member import Member
 from storage.members.roster import Roster
 from storage.members.segments import Segment, SegmentTable, State
 from storage.volumes.quota import Quotas
-from storage.volumes.space import Tree
+from storage.volumes.space import SpaceTree
 
 
 class Reported(Protocol):
@@ -97,7 +97,7 @@ def pool_space(
     newer = len(segments) - cooling - stock.segments
     free = table.free_segments() if pool.roster.in_sync() else 0
     reserve = min(free, pool.space.reserve_segments)
-    unique, shared = Tree(live, usage).unique_and_shared_bytes()
+    unique, shared = SpaceTree(live, usage).unique_and_shared_bytes()
     data = usage.data_bytes
     return PoolSpace(
         commit=stock.commit, commits_since=pool.durable_commit - stock.commit,

@@ -3,11 +3,11 @@
 The general loop of `nbd.server.session` can do everything, and takes longer over a read or write
 of 4 KiB than the kernel. Usual requests are served here: no generator, no call but those of the
 device and the reply; objects made for each request are the tuple of its header, a view of its
-payload or data, and its reply. A client that waits for each answer is served without going through that
-loop at all: 5.5 us of Python for a request and not 8.6, beside a `recv`, a `send`, and 0.6 us for
-each look whether something came.
+payload or data, and its reply. A client that waits for each answer is served without going
+through that loop at all: 5.5 us of Python for a request and not 8.6, beside a `recv`, a `send`,
+and 0.6 us for each look whether something came.
 
-Whatever is not usual stays where it was received, and the general loop goes on with it.
+Unusual requests stay where they were received, and the general loop goes on with them.
 """
 
 from blockdev.device import BlockDevice

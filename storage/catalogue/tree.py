@@ -12,7 +12,7 @@ from storage.catalogue.catalogue import Catalogue
 from storage.info import NodeKind, TreeNode
 
 
-class Family:
+class VolumeTree:
     """The catalogue's layers by owner. Cost: a look at each layer."""
 
     def __init__(self, catalogue: Catalogue) -> None:
@@ -87,11 +87,11 @@ def tree(catalogue: Catalogue, pages_left: Callable[[int], int]) -> list[TreeNod
     Args:
         pages_left: how many pages of its map a layer still has.
     """
-    family = Family(catalogue)
+    volume_tree = VolumeTree(catalogue)
     nodes = []
     for name, volume in catalogue.volumes.items():
-        base = family.base(name)
-        under = _label(family, base) if base else None
+        base = volume_tree.base(name)
+        under = _label(volume_tree, base) if base else None
         nodes.append(
             TreeNode(name, NodeKind.VOLUME, under, volume.size_bytes, volume.created,
                      volume.notes.protected)
@@ -102,16 +102,16 @@ def tree(catalogue: Catalogue, pages_left: Callable[[int], int]) -> list[TreeNod
                          record.created, record.notes.protected)
             )  # fmt: skip
     for number, layer in catalogue.layers.items():
-        if number in family.names:
+        if number in volume_tree.names:
             continue
         kind = NodeKind.KEPT
         if layer.dying or layer.merges:
             kind = NodeKind.FREEING if layer.dying else NodeKind.MERGING
         left = 0 if kind is NodeKind.KEPT else pages_left(number)
-        owner = family.owners.get(number)
-        nodes.append(TreeNode(_label(family, number), kind, owner, pages_left=left))
+        owner = volume_tree.owners.get(number)
+        nodes.append(TreeNode(_label(volume_tree, number), kind, owner, pages_left=left))
     return nodes
 
 
-def _label(family: Family, layer: int) -> str:
-    return family.names.get(layer, f"#{layer}")
+def _label(volume_tree: VolumeTree, layer: int) -> str:
+    return volume_tree.names.get(layer, f"#{layer}")

@@ -34,7 +34,7 @@ from storage.map.page import PendingPage
 from storage.map.page_reader import Merged
 from storage.map.usage import DELETED, Usage
 from storage.members.roster import Roster
-from storage.members.segment_io import Store, only_full
+from storage.members.segment_io import SegmentIO, only_full
 from storage.members.segments import Segment, SegmentTable, State
 
 log = logging.getLogger("cenote.storage")
@@ -53,7 +53,7 @@ class Checkpointer:
     """Writes checkpoints, one at a time."""
 
     def __init__(
-        self, blockmap: BlockMap, table: SegmentTable, store: Store, roster: Roster,
+        self, blockmap: BlockMap, table: SegmentTable, segment_io: SegmentIO, roster: Roster,
         meta: MetaWriter, durable: Catalogue, usage: Usage, stock: Stock,
     ):  # fmt: skip
         self.number = roster.superblock.root.checkpoint
@@ -72,7 +72,7 @@ class Checkpointer:
         """(layer, chunk) of directories of which no copy is good; the next one writes them anew."""
         self._map = blockmap
         self._table = table
-        self._store = store
+        self._segment_io = segment_io
         self._roster = roster
         self._meta = meta
         self._durable = durable
@@ -283,7 +283,7 @@ class Checkpointer:
 
     async def _flush(self, frozen: Frozen) -> None:
         members = self._roster.in_sync()
-        failures = await self._store.flush(members)
+        failures = await self._segment_io.flush(members)
         if failures:
             raise MetaWriteError(failures)
         for member in members:

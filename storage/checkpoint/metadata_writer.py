@@ -10,7 +10,7 @@ from blockdev.errors import DeviceError
 from storage.format import codec
 from storage.format.codec import digest_of
 from storage.format.entry import OFFSET_GRAIN_BYTES, pack_a, pack_b, unpack
-from storage.members.segment_io import Failure, Store
+from storage.members.segment_io import Failure, SegmentIO
 from storage.members.segments import MemberFailedError, Role, Segment, SegmentTable, State
 
 CHUNK_BYTES = 1 << 20
@@ -32,7 +32,7 @@ class MetaWriteError(DeviceError):
 class MetaWriter:
     """An append-only stream of metadata over segments of its own."""
 
-    def __init__(self, store: Store, table: SegmentTable, align: int):
+    def __init__(self, segment_io: SegmentIO, table: SegmentTable, align: int):
         self.segment: Segment | None = None
         self.offset = 0
         """Where the next chunk is written; what lies before is on the members."""
@@ -40,7 +40,7 @@ class MetaWriter:
         """Since the pool was opened."""
         self.commit = 0
         """The commit that is checkpointed; a member stale since before it misses this."""
-        self._store = store
+        self._segment_io = segment_io
         self._table = table
         self._align = align
         self._chunk = bytearray()
@@ -74,11 +74,11 @@ class MetaWriter:
         return pack_a(kind, segment.number, at), pack_b(len(stored), 1, digest_of(stored))
 
     async def fetch(self, a: int, b: int, plain_bytes_max: int) -> bytes:
-        """Read a piece, also one that is not written yet. Raises as `Store.read_located`."""
+        """Read a piece, also one that is not written yet. Raises as `SegmentIO.read_located`."""
         at = unpack(a, b)
         start = at.offset - self.offset
         if self.segment is None or at.segment != self.segment.number or start < 0:
-            return await self._store.read_located(a, b, plain_bytes_max)
+            return await self._segment_io.read_located(a, b, plain_bytes_max)
         return codec.expand(at.kind, self._chunk[start : start + at.stored_bytes], plain_bytes_max)
 
     async def append_long(self, data: bytes) -> list[tuple[int, int]]:
@@ -115,7 +115,7 @@ class MetaWriter:
         self.bytes_written += len(data)
         if self.segment not in self.written:
             self.written.append(self.segment)
-        failures = await self._store.write(self.segment, self.offset, data)
+        failures = await self._segment_io.write(self.segment, self.offset, data)
         self.offset += len(data)
         self.segment.used_bytes = self.offset
         self.segment.last_commit = max(self.segment.last_commit, self.commit)

@@ -29,9 +29,9 @@ from storage.cleaning.windows import windows
 from storage.environment import Environment
 from storage.format.entry import BLOCK_SHIFT, CHECK_SHIFT, unpack
 from storage.log.budget import SpaceBudget
-from storage.map.liveness import Living
+from storage.map.liveness import Liveness
 from storage.members.roster import Roster
-from storage.members.segment_io import Store
+from storage.members.segment_io import SegmentIO
 from storage.members.segments import Role, Segment, SegmentTable, State
 
 log = logging.getLogger("cenote.storage")
@@ -64,8 +64,8 @@ class Cleaner:
     """Empties segments of one pool."""
 
     def __init__(
-        self, env: Environment, table: SegmentTable, store: Store, roster: Roster,
-        space: SpaceBudget, mover: Mover, living: Living,
+        self, env: Environment, table: SegmentTable, segment_io: SegmentIO, roster: Roster,
+        space: SpaceBudget, mover: Mover, liveness: Liveness,
     ):  # fmt: skip
         self.stats = CleanerStats()
         self.on_gain: Callable[[int], None] = lambda gain_bytes: None
@@ -74,11 +74,11 @@ class Cleaner:
         """To be told of what clients write."""
         self._env = env
         self._table = table
-        self._store = store
+        self._segment_io = segment_io
         self._roster = roster
         self._space = space
         self._mover = mover
-        self._living = living
+        self._liveness = liveness
         self.emptied: dict[int, int] = {}
         """Victims whose moves are durable, and since which commit; a checkpoint frees them."""
         self._tries: dict[int, int] = {}
@@ -162,10 +162,10 @@ class Cleaner:
 
     async def _empty(self, victim: Segment, mixed: bool) -> None:
         pool_uuid = self._roster.superblock.pool_uuid
-        async with aclosing(windows(self._store, victim, pool_uuid)) as found:
+        async with aclosing(windows(self._segment_io, victim, pool_uuid)) as found:
             async for window in found:
                 self.stats.read_bytes += len(window.data)
-                alive = await self._living.of(window.extents)
+                alive = await self._liveness.of(window.extents)
                 if not alive:
                     self.on_gain(len(window.data))
                     continue
@@ -195,7 +195,7 @@ class Cleaner:
         """Blocks whose first copy is bad, from another one, which also repairs it."""
         at = unpack(bad.rows[0][1], bad.rows[0][2])
         try:
-            stored = await self._store.read(
+            stored = await self._segment_io.read(
                 victim.number, at.offset, at.stored_bytes, bad.rows[0][2] >> CHECK_SHIFT
             )
             return parcels_of(bad.layer, bad.rows, at, stored)

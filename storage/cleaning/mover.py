@@ -27,7 +27,7 @@ from storage.log import encode
 from storage.log.encoded import EncodedCommit, EncodedLayer
 from storage.log.intake import Intake
 from storage.members.roster import Roster
-from storage.members.segment_io import Failure, Store
+from storage.members.segment_io import Failure, SegmentIO
 from storage.members.segments import (
     UNNAMED,
     MemberFailedError,
@@ -68,12 +68,12 @@ class Mover:
     """Stores moved blocks and logs their moves."""
 
     def __init__(
-        self, store: Store, table: SegmentTable, roster: Roster, intake: Intake,
+        self, segment_io: SegmentIO, table: SegmentTable, roster: Roster, intake: Intake,
         durable_commit: Callable[[], int],
     ):  # fmt: skip
         self.bytes_written = 0
         """Everything it wrote to segments since the pool was opened."""
-        self._store = store
+        self._segment_io = segment_io
         self._table = table
         self._roster = roster
         self._intake = intake
@@ -160,7 +160,7 @@ class Mover:
             outlet.losses.setdefault(member.index, member.losses)
         # Named by no commit for now: it must not be taken for dead until one does.
         segment.last_commit = UNNAMED
-        failures = await self._store.write(segment, segment.used_bytes, placed.data)
+        failures = await self._segment_io.write(segment, segment.used_bytes, placed.data)
         segment.used_bytes += len(placed.data)
         self._written[segment.number] = segment
         self.bytes_written += len(placed.data)
@@ -203,7 +203,7 @@ class Mover:
                 losses[index] = min(known, losses.get(index, known))
             outlet.losses = {}
         members = [m for m in self._roster.in_sync() if m.index in losses]
-        failures = await self._store.flush(members)
+        failures = await self._segment_io.flush(members)
         for member in members:
             if member.losses != losses[member.index] and not failures:
                 failures.append(Failure(member, DeviceError("an earlier flush failed")))

@@ -14,7 +14,7 @@ import trio
 from blockdev.errors import DeviceError, NoSpaceError
 from storage.checkpoint.checkpointer import Checkpointer
 from storage.cleaning.cleaner import Cleaner
-from storage.cleaning.shared_run import Shared
+from storage.cleaning.shared_run import SharedRun
 from storage.log.budget import SpaceBudget
 from storage.members.segments import SegmentTable
 
@@ -50,7 +50,7 @@ class Reclaimer:
         self._space = space
         self._cleaner = cleaner
         self._checkpointer = checkpointer
-        self._checkpoint = Shared(checkpoint)
+        self._checkpoint = SharedRun(checkpoint)
         self._durable_commit = durable_commit
         self._is_alive = is_alive
         self._kick = trio.Event()

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 
-class Shared:
+class SharedRun:
     """Runs a job for whoever calls it, one at a time.
 
     All who call while it runs share the next run: the one under way may have passed what they

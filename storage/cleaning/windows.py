@@ -14,7 +14,7 @@ from storage.errors import FormatVersionError
 from storage.format import commit
 from storage.format.codec import digest_of
 from storage.format.commit import HEADER_BYTES, CommitHeader, LayerExtents
-from storage.members.segment_io import Store
+from storage.members.segment_io import SegmentIO
 from storage.members.segments import Segment
 
 log = logging.getLogger("cenote.storage")
@@ -33,18 +33,20 @@ class Window:
     extents: list[LayerExtents]
 
 
-async def windows(store: Store, segment: Segment, pool_uuid: UUID) -> AsyncGenerator[Window, None]:
+async def windows(
+    segment_io: SegmentIO, segment: Segment, pool_uuid: UUID
+) -> AsyncGenerator[Window, None]:
     """Everything a segment holds, window by window; ends early where no copy is readable."""
     at = 0
     while at + HEADER_BYTES <= segment.used_bytes:
-        window = await _read(store, segment, at, pool_uuid)
+        window = await _read(segment_io, segment, at, pool_uuid)
         if window is None:
             return
         yield window
         at = window.end
 
 
-async def _read(store: Store, segment: Segment, at: int, pool_uuid: UUID) -> Window | None:
+async def _read(segment_io: SegmentIO, segment: Segment, at: int, pool_uuid: UUID) -> Window | None:
     segment.readers += 1
     try:
         for member, base in segment.places:

@@ -16,7 +16,7 @@ from blockdev.errors import DeviceError
 from storage.format.commit import LayerMoves, Placed
 from storage.format.entry import BLOCK_BYTES
 from storage.log.encoded import EncodedCommit
-from storage.map.overlay import LayerBuffer
+from storage.map.overlay import Overlay
 
 
 class WriteBuffer:
@@ -56,7 +56,7 @@ class WriteBuffer:
         self.records = 0
         """Zero ranges and operations, which take room in the record table."""
         self.opened_at = opened_at
-        self.layers: dict[int, LayerBuffer] = {}
+        self.layers: dict[int, Overlay] = {}
         self.operations: list[bytes] = []
         self.moves: list[LayerMoves] = []
         self.placed: list[Placed] = []
@@ -73,14 +73,14 @@ class WriteBuffer:
         """Whether there is nothing to commit."""
         return not (self.layers or self.operations or self.moves)
 
-    def layer(self, number: int) -> LayerBuffer:
+    def layer(self, number: int) -> Overlay:
         """This buffer's part of a layer, made at first use."""
         part = self.layers.get(number)
         if part is None:
-            part = self.layers[number] = LayerBuffer(self.view)
+            part = self.layers[number] = Overlay(self.view)
         return part
 
-    def put(self, part: LayerBuffer, block: int, count: int, data: Buffer) -> bool:
+    def put(self, part: Overlay, block: int, count: int, data: Buffer) -> bool:
         """Append `count` whole blocks; False when they do not fit, with nothing changed.
 
         Cost: one copy, and one dictionary item per block.

@@ -27,7 +27,7 @@ from storage.log.buffer import WriteBuffer
 from storage.log.encoded import EncodedCommit, PlacedCommit
 from storage.log.intake import Intake
 from storage.members.roster import Roster
-from storage.members.segment_io import Failure, Store, only_full
+from storage.members.segment_io import Failure, SegmentIO, only_full
 from storage.members.segments import MemberFailedError, Segment, SegmentTable, State
 
 log = logging.getLogger("cenote.storage")
@@ -65,7 +65,7 @@ class Log:
     """Appends, group commits and flushes; see the module."""
 
     def __init__(
-        self, env: Environment, table: SegmentTable, store: Store, roster: Roster,
+        self, env: Environment, table: SegmentTable, segment_io: SegmentIO, roster: Roster,
         space: SpaceBudget, start: LogPosition, on_durable: Callable[[Written], None],
     ):  # fmt: skip
         self.durable = start
@@ -77,7 +77,7 @@ class Log:
         self._end = start
         self._env = env
         self._table = table
-        self._store = store
+        self._segment_io = segment_io
         self._roster = roster
         self._space = space
         self._on_durable = on_durable
@@ -223,7 +223,7 @@ class Log:
     async def _write(self, placed: PlacedCommit, *, fua: bool) -> None:
         for member, _ in self._segment.places:
             self._losses.setdefault(member.index, member.losses)
-        failures = await self._store.write(
+        failures = await self._segment_io.write(
             self._segment, placed.header.offset, placed.data, fua=fua
         )
         if failures:
@@ -245,7 +245,7 @@ class Log:
 
     async def _make_durable(self) -> None:
         members = [m for m in self._roster.in_sync() if m.index in self._losses]
-        failures = await self._store.flush(members)
+        failures = await self._segment_io.flush(members)
         for member in members:
             if member.losses != self._losses[member.index] and not failures:
                 failures.append(Failure(member, DeviceError("an earlier flush failed")))

@@ -28,7 +28,7 @@ from storage.format.entry import (
 from storage.format.superblock import Copy
 from storage.log.buffer import WriteBuffer
 from storage.log.encoded import EncodedCommit, EncodedLayer, PlacedCommit
-from storage.map.overlay import LayerBuffer
+from storage.map.overlay import Overlay
 
 EXTENT_BLOCKS = 4
 """16 KiB: a random 4 KiB read decompresses 16 KiB (about 10 us), and lz4 finds most there is."""
@@ -53,7 +53,7 @@ class Encoder:
         self._failures_in_a_row = 0
         self._skipped = 0
 
-    def add_layer(self, number: int, part: LayerBuffer) -> None:
+    def add_layer(self, number: int, part: Overlay) -> None:
         """Encode what a buffer holds of one layer."""
         out = EncodedLayer(number)
         self.layers.append(out)

@@ -18,7 +18,7 @@ from storage.format.entry import BLOCK_SHIFT
 from storage.log.budget import MOVE_BYTES, SpaceBudget
 from storage.log.buffer import WriteBuffer
 from storage.map.layer import Layer
-from storage.map.overlay import LayerBuffer
+from storage.map.overlay import Overlay
 
 RECORDS_MAX = 4096
 """Zero ranges and operations in one buffer; keeps record tables small."""
@@ -155,7 +155,7 @@ class Intake:
         buffer.wanted = True
         return buffer
 
-    def _join(self, buffer: WriteBuffer, layer: Layer) -> LayerBuffer:
+    def _join(self, buffer: WriteBuffer, layer: Layer) -> Overlay:
         part = buffer.layers.get(layer.number)
         if part is None:
             part = buffer.layer(layer.number)

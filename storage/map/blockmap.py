@@ -33,7 +33,7 @@ from storage.map.page import (
     expand_rows,
 )
 from storage.map.page_reader import PageReader
-from storage.members.segment_io import Store
+from storage.members.segment_io import SegmentIO
 from storage.members.segments import SegmentTable
 
 ALIAS_COST_BYTES = 250
@@ -47,13 +47,13 @@ Slots = NDArray[np.intp]
 class BlockMap(PageReader):
     """All layers of the pool, and the page cache over them."""
 
-    def __init__(self, store: Store, table: SegmentTable, cache_bytes: int):
+    def __init__(self, segment_io: SegmentIO, table: SegmentTable, cache_bytes: int):
         self.layers: dict[int, Layer] = {}
         self.records_pending = 0
         """Changes since the last checkpoint; what replay would have to do again."""
         self.generation = 0
         """Rises when directories change; a page load that overlaps that starts again."""
-        super().__init__(store, table)
+        super().__init__(segment_io, table)
         self._cache_bytes = cache_bytes
         self._cost = 0
         self._clock: deque[tuple[Layer, int, Page]] = deque()

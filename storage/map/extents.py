@@ -20,7 +20,7 @@ from storage.format.entry import BLOCK_BYTES, BLOCK_SHIFT, KIND_MASK, ZERO
 from storage.format.pages import PAGE_BLOCKS, PAGE_SHIFT
 from storage.map.blockmap import BlockMap
 from storage.map.layer import Layer, within
-from storage.map.overlay import LayerBuffer
+from storage.map.overlay import Overlay
 from storage.map.page import Page
 
 PAGES_MAX = 1024
@@ -39,7 +39,7 @@ Flags = NDArray[np.bool_]
 Blocks = NDArray[np.int64]
 
 
-class Runs:
+class _ExtentRuns:
     """Runs under construction: blocks of each; data and zeroes alternate."""
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Runs:
         return found
 
 
-class Status:
+class Extents:
     """Describes ranges of layers; offsets and lengths are bytes, of any grain."""
 
     def __init__(self, blockmap: BlockMap):
@@ -103,7 +103,7 @@ class Status:
             if page is None:
                 return None
             pages.append((number, page))
-        runs = Runs()
+        runs = _ExtentRuns()
         runs.add_flags(_zero_flags(pages, _overlays(layer, first, end), first, end))
         return runs.extents(offset - (first << BLOCK_SHIFT), length)
 
@@ -123,7 +123,7 @@ class Status:
             numbers = sorted({*numbers, *overlays.pages()})[:PAGES_MAX]
         if len(numbers) == PAGES_MAX:
             end = min(end, numbers[-1] + 1 << PAGE_SHIFT)
-        runs = Runs()
+        runs = _ExtentRuns()
         at, done, cold = first, 0, 0
         while done < len(numbers) and len(runs.blocks) < EXTENTS_MAX:
             page = self._map.find_page(layer, numbers[done])
@@ -162,7 +162,7 @@ class Status:
 class Overlays:
     """What is not durable of a range of blocks, as it was at one moment."""
 
-    def __init__(self, parts: Sequence[LayerBuffer], first: int, end: int):
+    def __init__(self, parts: Sequence[Overlay], first: int, end: int):
         """`parts`: newest first."""
         self._steps: list[tuple[Blocks, Blocks]] = []
         """Oldest first: zero ranges, shape (n, 2), then blocks written over them, ascending."""

@@ -10,7 +10,7 @@ from heapq import nsmallest
 from itertools import islice
 
 from storage.map.directory import PAGES_MAX, Directory, PageSet
-from storage.map.overlay import LayerBuffer
+from storage.map.overlay import Overlay
 from storage.map.page import Page, PendingPage
 
 FEW_PAGES = 8
@@ -52,7 +52,7 @@ class Layer:
         """Stored blocks that they brought, whatever they displaced."""
         self.pages: dict[int, Page] = {}
         """Merged pages in the cache, its own and those of ancestors it has not changed."""
-        self.overlays: list[LayerBuffer] = []
+        self.overlays: list[Overlay] = []
         """Buffers not yet durable that hold blocks of this layer, newest first."""
         self.inherited: list[Layer] = []
         """Ancestors that had overlays when this layer was made; pruned as they drain."""
@@ -134,7 +134,7 @@ class Layer:
             yield layer
             stack += layer.children
 
-    def drained_overlays(self) -> list[LayerBuffer]:
+    def drained_overlays(self) -> list[Overlay]:
         """The overlays a read has to look at, newest first, its own before inherited ones."""
         if not self.inherited:
             return self.overlays

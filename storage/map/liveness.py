@@ -36,7 +36,7 @@ class Alive:
     b: Words
 
 
-class Living:
+class Liveness:
     """Tells which stored blocks are alive. Nothing is locked: what it says may be outdated as soon
     as it is said, which is why moves are conditional (R11)."""
 

@@ -3,7 +3,7 @@
 from storage.format.entry import BLOCK_BYTES
 
 
-class LayerBuffer:
+class Overlay:
     """What one buffer holds of one layer; `view` is the memory of the whole buffer.
 
     It does not refer to its buffer: in a cycle, 4 MiB would wait for the garbage collector.

@@ -13,7 +13,7 @@ from storage.format.entry import KIND_MASK, RAW, SEGMENT_SHIFT, Words
 from storage.format.pages import PAGE_BLOB_BYTES_MAX, PAGE_BLOCKS
 from storage.map.layer import Layer
 from storage.map.page import empty_entries
-from storage.members.segment_io import Store
+from storage.members.segment_io import SegmentIO
 from storage.members.segments import SegmentTable
 
 RowOf = Callable[[Layer, int], list[int] | None]
@@ -42,8 +42,8 @@ class Merged:
 class PageReader:
     """Reads pages through a store; `table` says which segments are live."""
 
-    def __init__(self, store: Store, table: SegmentTable):
-        self._store = store
+    def __init__(self, segment_io: SegmentIO, table: SegmentTable):
+        self._segment_io = segment_io
         self._table = table
 
     async def read_merged(
@@ -60,7 +60,7 @@ class PageReader:
         two reads: one delta and one base, however deep the chain is. An inherited entry is a
         hint: when the cleaner has moved the block since, it is looked up from its owner.
         """
-        fetch = fetch or self._store.read_located
+        fetch = fetch or self._segment_io.read_located
         merged = await self._read_blobs(layer, number, row_of, parent_of, fetch)
         stale = self._stale_hints(merged)
         up = parent_of(layer)
@@ -111,7 +111,7 @@ class PageReader:
 
     async def own_of(self, row: list[int], number: int, fetch: Fetch | None = None) -> Merged:
         """What a layer stores itself of a page, by the page's row; entries of others are absent."""
-        fetch = fetch or self._store.read_located
+        fetch = fetch or self._segment_io.read_located
         merged = Merged()
         for at, delta in ((0, False), (2, True)):
             if row[at]:

@@ -33,8 +33,7 @@ from storage.format.entry import (
 from storage.format.pages import PAGE_SHIFT
 from storage.map.blockmap import BlockMap
 from storage.map.layer import Layer
-from storage.map.overlay import LayerBuffer
-from storage.members.segment_io import Store
+from storage.members.segment_io import SegmentIO
 
 SLOT_MASK = (1 << PAGE_SHIFT) - 1
 ATTEMPTS_MAX = 3
@@ -100,9 +99,9 @@ Piece = memoryview | RawRun | PackedPart | int
 class Reader:
     """The read path of one pool."""
 
-    def __init__(self, blockmap: BlockMap, store: Store, cache: ExtentCache):
+    def __init__(self, blockmap: BlockMap, segment_io: SegmentIO, cache: ExtentCache):
         self._map = blockmap
-        self._store = store
+        self._segment_io = segment_io
         self._cache = cache
 
     # -- fast path
@@ -134,7 +133,7 @@ class Reader:
         if kind != RAW:
             return self._try_packed(PackedPart(a, b & ~(0xF << 16), b >> 16 & 0xF))
         offset = (a >> 3 & OFFSET_MASK) * OFFSET_GRAIN_BYTES
-        data = self._store.try_read(a >> SEGMENT_SHIFT, offset, BLOCK_BYTES)
+        data = self._segment_io.try_read(a >> SEGMENT_SHIFT, offset, BLOCK_BYTES)
         if data is None or digest_of(data) & CHECK_MASK != b >> CHECK_SHIFT:
             return None
         return data
@@ -155,7 +154,7 @@ class Reader:
         return _joined(parts)
 
     def _try_raw(self, run: RawRun) -> memoryview | None:
-        data = self._store.try_read(run.segment, run.offset, len(run.checks) << BLOCK_SHIFT)
+        data = self._segment_io.try_read(run.segment, run.offset, len(run.checks) << BLOCK_SHIFT)
         if data is None or not _is_good(data, run.checks):
             return None
         return data
@@ -164,7 +163,7 @@ class Reader:
         extent = self._cache.get(part.a)
         if extent is None:
             b = part.b
-            stored = self._store.try_read(
+            stored = self._segment_io.try_read(
                 part.a >> SEGMENT_SHIFT,
                 (part.a >> 3 & OFFSET_MASK) * OFFSET_GRAIN_BYTES,
                 (b & 0xFFFF) + 1,
@@ -250,18 +249,22 @@ class Reader:
             return part
         a, b = piece.a, piece.b
         offset = (a >> 3 & OFFSET_MASK) * OFFSET_GRAIN_BYTES
-        stored = await self._store.read(
+        stored = await self._segment_io.read(
             a >> SEGMENT_SHIFT, offset, (b & 0xFFFF) + 1, b >> CHECK_SHIFT
         )
         return _cut(self._expand(piece, stored), piece)
 
     async def _fetch_raw(self, run: RawRun) -> Buffer:
-        data = await self._store.read_run(run.segment, run.offset, len(run.checks) << BLOCK_SHIFT)
+        data = await self._segment_io.read_run(
+            run.segment, run.offset, len(run.checks) << BLOCK_SHIFT
+        )
         if data is not None and _is_good(data, run.checks):
             return data
         # Something is wrong somewhere in it: block by block, from whichever copy is good.
         parts = [
-            await self._store.read(run.segment, run.offset + i * BLOCK_BYTES, BLOCK_BYTES, check)
+            await self._segment_io.read(
+                run.segment, run.offset + i * BLOCK_BYTES, BLOCK_BYTES, check
+            )
             for i, check in enumerate(run.checks)
         ]
         return b"".join(parts)
@@ -300,7 +303,7 @@ class Reader:
         return pieces
 
 
-def _in_overlays(overlays: "list[LayerBuffer] | tuple[()]", block: int) -> memoryview | None:
+def _in_overlays(overlays: "list[Overlay] | tuple[()]", block: int) -> memoryview | None:
     """The block from memory: bytes, an empty view for zeroes, or None when not held."""
     for part in overlays:
         place = part.index.get(block)

@@ -29,7 +29,7 @@ class Failure(NamedTuple):
     error: DeviceError
 
 
-class Store:
+class SegmentIO:
     """The pool's segments as bytes on their members."""
 
     def __init__(self, table: SegmentTable, *, repair: bool = True):

@@ -35,7 +35,7 @@ from storage.map.follow import follow, make_layers
 from storage.map.usage import Usage
 from storage.members.member import Member, read_superblock
 from storage.members.roster import Roster
-from storage.members.segment_io import Store
+from storage.members.segment_io import SegmentIO
 from storage.members.segments import Role, SegmentTable, State
 from storage.recovery.replay import Found, Replay
 
@@ -52,7 +52,7 @@ class Opened:
 
     roster: Roster
     table: SegmentTable
-    store: Store
+    segment_io: SegmentIO
     blockmap: BlockMap
     catalogue: Catalogue
     position: LogPosition
@@ -104,7 +104,7 @@ async def take(newest: Superblock, members: list[Member | None], env: Environmen
 # -- what is on disk
 
 
-async def load_root(sb: Superblock, table: SegmentTable, store: Store) -> Root | None:
+async def load_root(sb: Superblock, table: SegmentTable, segment_io: SegmentIO) -> Root | None:
     """The newest checkpoint's root, or None for a pool that never had one.
 
     Raises:
@@ -115,7 +115,7 @@ async def load_root(sb: Superblock, table: SegmentTable, store: Store) -> Root |
     number = sb.root.a >> 25
     table.adopt(number, sb.root.copies)
     try:
-        data = await store.read_located(sb.root.a, sb.root.b, checkpoint_root.ROOT_BYTES_MAX)
+        data = await segment_io.read_located(sb.root.a, sb.root.b, checkpoint_root.ROOT_BYTES_MAX)
     except DeviceError as error:
         raise DamagedError(f"the newest checkpoint is damaged on every copy: {error}") from error
     if digest_of(data) != sb.root.digest:
@@ -126,29 +126,29 @@ async def load_root(sb: Superblock, table: SegmentTable, store: Store) -> Root |
     return made
 
 
-async def read_pieces(store: Store, pieces: list[Piece], what: str) -> bytes:
+async def read_pieces(segment_io: SegmentIO, pieces: list[Piece], what: str) -> bytes:
     """Metadata that was cut into pieces.
 
     Raises:
         DamagedError: a piece has no good copy.
     """
     try:
-        return b"".join([await store.read_located(a, b, PIECE_BYTES_MAX) for a, b in pieces])
+        return b"".join([await segment_io.read_located(a, b, PIECE_BYTES_MAX) for a, b in pieces])
     except DeviceError as error:
         raise DamagedError(f"the {what} is damaged on every copy: {error}") from error
 
 
-async def load_directories(made: Root, store: Store, blockmap: BlockMap) -> None:
+async def load_directories(made: Root, segment_io: SegmentIO, blockmap: BlockMap) -> None:
     """Read where all pages are; pages themselves are read when they are needed."""
     index = checkpoint_root.unpack_index(
-        await read_pieces(store, made.directories, "directory index")
+        await read_pieces(segment_io, made.directories, "directory index")
     )
     for layer_number, chunk_number, a, b in index:
         layer = blockmap.layers.get(layer_number)
         if layer is None:
             raise DamagedError(f"directory of an unknown layer: layer={layer_number}")
         try:
-            blob = await store.read_located(a, b, pages.CHUNK_BYTES)
+            blob = await segment_io.read_located(a, b, pages.CHUNK_BYTES)
         except DeviceError as error:
             raise DamagedError(
                 f"a page directory is damaged on every copy: layer={layer_number}: {error}"
@@ -174,16 +174,16 @@ async def load_checkpoint(
     """The pool as of its newest checkpoint. Writes nothing but repairs, if those are allowed."""
     sb = roster.superblock
     table = SegmentTable(members, sb.segment_bytes, sb.copies)
-    store = Store(table, repair=repair)
-    made = await load_root(sb, table, store)
+    segment_io = SegmentIO(table, repair=repair)
+    made = await load_root(sb, table, segment_io)
     catalogue = Catalogue()
-    blockmap = BlockMap(store, table, cache_bytes)
+    blockmap = BlockMap(segment_io, table, cache_bytes)
     start = LogPosition(0, 0, 0, 0)
     meta_end: tuple[int, int] | None = None
     usage, stock = Usage(), Stock()
     if made is not None:
-        catalogue = Catalogue.unpack(await read_pieces(store, made.catalogue, "catalogue"))
-        rows = await read_pieces(store, made.segments, "segment table")
+        catalogue = Catalogue.unpack(await read_pieces(segment_io, made.catalogue, "catalogue"))
+        rows = await read_pieces(segment_io, made.segments, "segment table")
         table = SegmentTable(members, sb.segment_bytes, sb.copies)
         table.load(rows)
         table.next_number = max(table.next_number, made.next_segment)
@@ -194,18 +194,30 @@ async def load_checkpoint(
                 known.role = Role.META
             # Rows are older than the last pieces: how much is used is not known exactly.
             known.used_bytes = table.segment_bytes
-        store = Store(table, repair=repair)
-        blockmap = BlockMap(store, table, cache_bytes)
+        segment_io = SegmentIO(table, repair=repair)
+        blockmap = BlockMap(segment_io, table, cache_bytes)
         make_layers(sorted(catalogue.layers), catalogue, blockmap)
-        await load_directories(made, store, blockmap)
-        usage = Usage.unpack(await read_pieces(store, made.usage, "usage table"), made.map_bytes)
+        await load_directories(made, segment_io, blockmap)
+        usage = Usage.unpack(
+            await read_pieces(segment_io, made.usage, "usage table"), made.map_bytes
+        )
         start = made.position
         meta_end = _end_of(sb)
         stock = take_stock(table.all(), lambda segment: segment.live_bytes, start, meta_end)
     for jump in sb.jumps:
         table.adopt(jump.segment, jump.copies).announced_in = jump.after_commit
     return Opened(
-        roster, table, store, blockmap, catalogue, start, made, usage, stock, meta_end, replayed=0
+        roster,
+        table,
+        segment_io,
+        blockmap,
+        catalogue,
+        start,
+        made,
+        usage,
+        stock,
+        meta_end,
+        replayed=0,
     )
 
 
@@ -271,7 +283,7 @@ async def begin(opened: Opened, *, was_clean: bool) -> None:
         _seal_others(opened, keep=segment.number)
         return
     _refuse_if_unsafe(opened)
-    failures = await opened.store.flush(roster.in_sync())
+    failures = await opened.segment_io.flush(roster.in_sync())
     if failures:
         raise DeviceError(
             f"a member cannot be flushed, detach it or repair it: "

@@ -20,7 +20,7 @@ from storage.errors import (
 from storage.map.blockmap import BlockMap
 from storage.map.layer import Layer
 from storage.transfer.stream import StreamHeader
-from storage.volumes.registry import Volumes
+from storage.volumes.registry import Registry
 
 SUFFIX = "+receiving"
 """Of the volume that a snapshot is received into, behind the name of its volume."""
@@ -29,9 +29,9 @@ SUFFIX = "+receiving"
 class Targets:
     """Of one pool."""
 
-    def __init__(self, live: Catalogue, volumes: Volumes, blockmap: BlockMap) -> None:
+    def __init__(self, live: Catalogue, volumes: Registry, blockmap: BlockMap) -> None:
         self._live = live
-        self._volumes = volumes
+        self._registry = volumes
         self._map = blockmap
         self._busy: set[str] = set()
 
@@ -73,7 +73,7 @@ class Targets:
 
     def note(self, name: str, position: int) -> Operation:
         """What notes how far it has got. Raises NotFoundError."""
-        record = self._volumes.record(name, arriving=True)
+        record = self._registry.record(name, arriving=True)
         assert record.arrival is not None
         return {"op": "arrived", "v": name, "position": position}
 
@@ -83,11 +83,11 @@ class Targets:
 
     def complete(self, name: str, *, discard: bool) -> Operation:
         """What turns a volume that is whole into its snapshot. Raises as `begin`."""
-        arrival = self._volumes.record(name, arriving=True).arrival
+        arrival = self._registry.record(name, arriving=True).arrival
         assert arrival is not None
         self._check(arrival, discard=discard)
         head = self._live.next_layer
-        return {"op": "received", "v": name, "head": head, "at": self._volumes.now()}
+        return {"op": "received", "v": name, "head": head, "at": self._registry.now()}
 
     def _new(self, name: str, arrival: Arrival, header: StreamHeader) -> Operation:
         if header.start:
@@ -101,7 +101,7 @@ class Targets:
             on, size_bytes = base.layer, max(size_bytes, base.size_bytes)
         return {
             "op": "receive", "v": name, "size": size_bytes, "head": self._live.next_layer,
-            "on": on, "origin": origin, "at": self._volumes.now(), "arrival": arrival.pack(),
+            "on": on, "origin": origin, "at": self._registry.now(), "arrival": arrival.pack(),
         }  # fmt: skip
 
     def _find_base(self, arrival: Arrival, header: StreamHeader) -> tuple[SnapshotRecord, str]:
@@ -127,7 +127,7 @@ class Targets:
         volume = arrival.volume
         if volume not in self._live.volumes:
             return
-        record = self._volumes.record(volume)
+        record = self._registry.record(volume)
         if (same := self.find(volume, arrival.identity)) is not None:
             raise ExistsError(f"{volume} has this snapshot already, as {volume}@{same}")
         if arrival.snapshot in record.snapshots:
@@ -139,7 +139,7 @@ class Targets:
                 f"volume {volume} exists: receive a whole snapshot under another name, or send "
                 "the difference to a snapshot that both have (--since)"
             )
-        self._volumes.refuse_if_open(volume)
+        self._registry.refuse_if_open(volume)
         if not discard and not self._is_kept(self._map.layers[record.head]):
             raise InUseError(
                 f"{volume} was written to since its last snapshot: go back to that first "

@@ -14,7 +14,7 @@ from storage.transfer.send import Sending
 from storage.transfer.stream import StreamHeader
 from storage.transfer.targets import Targets
 from storage.volumes.management import Operations
-from storage.volumes.registry import Volumes
+from storage.volumes.registry import Registry
 from storage.volumes.volume import Volume
 
 
@@ -22,7 +22,7 @@ class Transfers(Operations):
     """Adds `send` and `receive` to what can be done with volumes."""
 
     def __init__(
-        self, live: Catalogue, volumes: Volumes, blockmap: BlockMap, table: SegmentTable,
+        self, live: Catalogue, volumes: Registry, blockmap: BlockMap, table: SegmentTable,
         env: Environment,
     ):  # fmt: skip
         super().__init__(live, volumes)
@@ -96,7 +96,7 @@ class Transfers(Operations):
         volume, at, snapshot = name.partition("@")
         if not at:
             raise InvalidArgumentError(f"{name} is no snapshot: name one, VOL@SNAP")
-        return self._volumes.snapshot_record(volume, snapshot)
+        return self._registry.snapshot_record(volume, snapshot)
 
     def _resumed(self, name: str, since: str | None, token: ResumeToken) -> str | None:
         """What the interrupted stream was the difference to."""

@@ -15,7 +15,7 @@ LOOKED_AT_MAX = 256
 """Exports whose pages are read for one damaged place, volumes before snapshots."""
 
 
-class Whereabouts:
+class Affected:
     """Looks blocks up from the names that reach them."""
 
     def __init__(self, blockmap: BlockMap, durable: Catalogue) -> None:

@@ -206,7 +206,7 @@ async def _block_at(check: _Check, a: int, b: int) -> bytes | None:
     """The block behind an entry; None when no copy is good, which is reported elsewhere."""
     at = unpack(a, b)
     try:
-        plain = await check.opened.store.read_located(a, b, EXTENT_BLOCKS_MAX * BLOCK_BYTES)
+        plain = await check.opened.segment_io.read_located(a, b, EXTENT_BLOCKS_MAX * BLOCK_BYTES)
     except DeviceError:
         return None
     return plain[at.index * BLOCK_BYTES : (at.index + 1) * BLOCK_BYTES]

@@ -18,7 +18,7 @@ from storage.format.codec import digest_of
 from storage.format.superblock import RING_SLOTS, SUPERBLOCK_BYTES
 from storage.members.member import Member
 from storage.members.roster import Roster
-from storage.members.segment_io import Store
+from storage.members.segment_io import SegmentIO
 from storage.members.segments import Segment, SegmentTable
 from storage.throttle import Throttle
 from storage.verify.manifest import Manifest, Piece, bad_items
@@ -60,13 +60,13 @@ class Examiner:
     """Everything that one pass reads goes through here."""
 
     def __init__(
-        self, env: Environment, table: SegmentTable, store: Store, roster: Roster,
+        self, env: Environment, table: SegmentTable, segment_io: SegmentIO, roster: Roster,
         scrub: ScrubPass, throttle: Throttle,
     ):  # fmt: skip
         self.scrub = scrub
         self._env = env
         self._table = table
-        self._store = store
+        self._segment_io = segment_io
         self._roster = roster
         self._throttle = throttle
         self._unreadable: set[int] = set()
@@ -252,7 +252,7 @@ class Examiner:
     async def flush_repairs(self) -> None:
         """Make durable what was repaired; a flush that fails is for the log to deal with (R4)."""
         members, self._repaired = list(self._repaired.values()), {}
-        for failure in await self._store.flush(members):
+        for failure in await self._segment_io.flush(members):
             log.warning("repairs may be lost: member=%s: %s", failure.member.name, failure.error)
 
     def note(self, finding: Finding) -> None:

@@ -22,12 +22,12 @@ from storage.errors import FencedError
 from storage.format.checkpoint_root import LogPosition
 from storage.format.superblock import SUPERBLOCK_BYTES
 from storage.map.blockmap import BlockMap
-from storage.map.liveness import Living
+from storage.map.liveness import Liveness
 from storage.members.roster import Roster
-from storage.members.segment_io import Store
+from storage.members.segment_io import SegmentIO
 from storage.members.segments import Role, Segment, SegmentTable
 from storage.throttle import Throttle
-from storage.verify.affected import Whereabouts
+from storage.verify.affected import Affected
 from storage.verify.examiner import Examiner
 from storage.verify.scrub_map import MapScrub
 from storage.verify.scrub_pass import Finding, Outcome, ScrubPass, Stage
@@ -48,17 +48,17 @@ class Scrubber:
     """
 
     def __init__(
-        self, env: Environment, table: SegmentTable, store: Store, roster: Roster,
-        blockmap: BlockMap, durable: Catalogue, living: Living, checkpointer: Checkpointer,
+        self, env: Environment, table: SegmentTable, segment_io: SegmentIO, roster: Roster,
+        blockmap: BlockMap, durable: Catalogue, liveness: Liveness, checkpointer: Checkpointer,
         durable_commit: Callable[[], int], checkpoint: Callable[[], Awaitable[None]],
     ):  # fmt: skip
         self._env = env
         self._table = table
-        self._store = store
+        self._segment_io = segment_io
         self._roster = roster
         self._map = blockmap
-        self._living = living
-        self._whereabouts = Whereabouts(blockmap, durable)
+        self._liveness = liveness
+        self._affected = Affected(blockmap, durable)
         self._checkpointer = checkpointer
         self._durable_commit = durable_commit
         self._checkpoint = checkpoint
@@ -74,7 +74,7 @@ class Scrubber:
         Raises:
             DeviceError: the pool failed.
         """
-        examiner = Examiner(self._env, self._table, self._store, self._roster, scrub, throttle)
+        examiner = Examiner(self._env, self._table, self._segment_io, self._roster, scrub, throttle)
         self._skip_absent(scrub)
         if scrub.stage is Stage.SUPERBLOCKS:
             await self._superblocks(examiner)
@@ -83,8 +83,8 @@ class Scrubber:
             await self._segments(scrub, examiner)
             scrub.stage = Stage.TABLES
         pages = MapScrub(
-            self._table, self._store, self._roster, self._map, self._checkpointer,
-            self._checkpoint, examiner, self._whereabouts,
+            self._table, self._segment_io, self._roster, self._map, self._checkpointer,
+            self._checkpoint, examiner, self._affected,
         )  # fmt: skip
         if scrub.stage is Stage.TABLES:
             if scrub.gaps:
@@ -141,7 +141,7 @@ class Scrubber:
 
     async def _segments(self, scrub: ScrubPass, examiner: Examiner) -> None:
         walk = SegmentScrub(
-            self._env, self._roster, examiner, self._living, self._whereabouts,
+            self._env, self._roster, examiner, self._liveness, self._affected,
             lambda: self._checkpointer.position or START, self._durable_commit,
         )  # fmt: skip
         for number in self._numbers(scrub):

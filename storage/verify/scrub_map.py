@@ -31,9 +31,9 @@ from storage.format.superblock import RootPointer
 from storage.map.blockmap import BlockMap
 from storage.map.layer import Layer
 from storage.members.roster import Roster
-from storage.members.segment_io import Store
+from storage.members.segment_io import SegmentIO
 from storage.members.segments import SegmentTable
-from storage.verify.affected import Whereabouts
+from storage.verify.affected import Affected
 from storage.verify.examiner import PIECE_BYTES, Describe, Examiner, Subject
 from storage.verify.manifest import Piece
 from storage.verify.scrub_pass import Finding, Gap, Outcome, ScrubPass
@@ -59,18 +59,18 @@ class MapScrub:
     """Reads metadata for one pass."""
 
     def __init__(
-        self, table: SegmentTable, store: Store, roster: Roster, blockmap: BlockMap,
+        self, table: SegmentTable, segment_io: SegmentIO, roster: Roster, blockmap: BlockMap,
         checkpointer: Checkpointer, checkpoint: Callable[[], Awaitable[None]],
-        examiner: Examiner, whereabouts: Whereabouts,
+        examiner: Examiner, affected: Affected,
     ):  # fmt: skip
         self._table = table
-        self._store = store
+        self._segment_io = segment_io
         self._roster = roster
         self._map = blockmap
         self._checkpointer = checkpointer
         self._checkpoint = checkpoint
         self._examiner = examiner
-        self._whereabouts = whereabouts
+        self._affected = affected
         self._alive_gaps: set[Gap] = set()
 
     @property
@@ -106,7 +106,7 @@ class MapScrub:
     async def _root(self, a: int, b: int) -> checkpoint_root.Root | None:
         try:
             return checkpoint_root.unpack(
-                await self._store.read_located(a, b, checkpoint_root.ROOT_BYTES_MAX)
+                await self._segment_io.read_located(a, b, checkpoint_root.ROOT_BYTES_MAX)
             )
         except DeviceError:
             return None  # another checkpoint came, and it is freed
@@ -147,7 +147,7 @@ class MapScrub:
             return None
         if where not in ((row[0], row[1]), (row[2], row[3])):
             return None
-        return Subject("map page", self._whereabouts.of_page(layer.number, number))
+        return Subject("map page", self._affected.of_page(layer.number, number))
 
     async def _read(self, named: list[Named]) -> set[Outcome]:
         """Read places in the order in which they lie; returns what became of bad ones."""
@@ -215,7 +215,7 @@ class MapScrub:
         if not same.any():
             return None
         a, b = entries[same, 0], entries[same, 1]
-        holds = await self._whereabouts.of_blocks(layer.number, blocks[same], a, b)
+        holds = await self._affected.of_blocks(layer.number, blocks[same], a, b)
         return Subject("data", holds)
 
     def _note(self, gap: Gap) -> None:

@@ -11,10 +11,10 @@ from functools import partial
 from storage.environment import Environment
 from storage.format.checkpoint_root import LogPosition
 from storage.format.commit import HEADER_BYTES, CommitHeader, LayerExtents, expand_extents
-from storage.map.liveness import Living
+from storage.map.liveness import Liveness
 from storage.members.roster import Roster
 from storage.members.segments import Role, Segment
-from storage.verify.affected import Whereabouts
+from storage.verify.affected import Affected
 from storage.verify.examiner import PIECE_BYTES, Examiner, Known, Subject
 from storage.verify.manifest import (
     HEADER_GRID_BYTES,
@@ -39,15 +39,15 @@ class SegmentScrub:
     """
 
     def __init__(
-        self, env: Environment, roster: Roster, examiner: Examiner, living: Living,
-        whereabouts: Whereabouts, replayed_from: Callable[[], LogPosition],
+        self, env: Environment, roster: Roster, examiner: Examiner, liveness: Liveness,
+        affected: Affected, replayed_from: Callable[[], LogPosition],
         durable_commit: Callable[[], int],
     ):  # fmt: skip
         self._env = env
         self._roster = roster
         self._examiner = examiner
-        self._living = living
-        self._whereabouts = whereabouts
+        self._liveness = liveness
+        self._affected = affected
         self._replayed_from = replayed_from
         self._durable_commit = durable_commit
 
@@ -142,20 +142,20 @@ class SegmentScrub:
 
     async def _data(self, extents: list[LayerExtents]) -> Subject | None:
         """What is read from an extent."""
-        alive = await self._living.of(extents)
+        alive = await self._liveness.of(extents)
         holds = []
         for one in alive:
-            holds += await self._whereabouts.of_blocks(one.layer, one.blocks, one.a, one.b)
+            holds += await self._affected.of_blocks(one.layer, one.blocks, one.a, one.b)
         if not alive:  # what was moved is still read from here through hints of layers below
             for each in extents:
-                holds += await self._whereabouts.of_blocks(each.layer, *expand_extents(each))
+                holds += await self._affected.of_blocks(each.layer, *expand_extents(each))
         return Subject("data", holds) if alive or holds else None
 
     async def _head(self, batch: Batch) -> Subject | None:
         """A header or a record table is needed for replay, or to tell what else is there."""
         if self._is_replayed(batch):
             return Subject("log")
-        return Subject("record table") if await self._living.of(batch.records.extents) else None
+        return Subject("record table") if await self._liveness.of(batch.records.extents) else None
 
     def _is_replayed(self, batch: Batch) -> bool:
         """Whether opening the pool after a crash would need this batch."""

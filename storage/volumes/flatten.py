@@ -29,7 +29,7 @@ from blockdev.errors import DeviceError, NoSpaceError
 from storage.catalogue.catalogue import Catalogue
 from storage.catalogue.operations import Operation
 from storage.catalogue.records import VolumeRecord
-from storage.catalogue.tree import Family
+from storage.catalogue.tree import VolumeTree
 from storage.format.entry import BLOCK_SHIFT, KIND_MASK, RAW
 from storage.format.pages import PAGE_BLOCKS, PAGE_SHIFT
 from storage.info import Flattening
@@ -133,7 +133,7 @@ class Flattener:
         return next(names, None) if record.flattening else None
 
     def _uppermost(self, name: str) -> list[Layer]:
-        return [self._map.layers[n] for n in Family(self._live).uppermost(name)]
+        return [self._map.layers[n] for n in VolumeTree(self._live).uppermost(name)]
 
     def _is_here(self, layer: Layer) -> bool:
         """Whether copies may go into a layer: it is there, and stands on one of another volume."""

@@ -13,12 +13,12 @@ from storage.catalogue.catalogue import Catalogue
 from storage.catalogue.operations import Operation
 from storage.catalogue.records import SnapshotRecord
 from storage.catalogue.schedule import Schedule
-from storage.catalogue.tree import Family, tree
+from storage.catalogue.tree import VolumeTree, tree
 from storage.errors import InvalidArgumentError
 from storage.info import SnapshotInfo, TreeNode, VolumeInfo
 from storage.volumes.flatten import Flattener
 from storage.volumes.listing import snapshot_info, volume_info
-from storage.volumes.registry import Volumes
+from storage.volumes.registry import Registry
 from storage.volumes.volume import Volume
 
 
@@ -27,9 +27,9 @@ class Operations(ABC):
 
     _flattener: Flattener
 
-    def __init__(self, live: Catalogue, volumes: Volumes) -> None:
+    def __init__(self, live: Catalogue, volumes: Registry) -> None:
         self._live = live
-        self._volumes = volumes
+        self._registry = volumes
 
     @abstractmethod
     async def _carry_out(self, operation: Operation) -> None:
@@ -54,24 +54,24 @@ class Operations(ABC):
 
     def volume(self, name: str) -> VolumeInfo:
         """One volume."""
-        record = self._volumes.record(name, arriving=True)
+        record = self._registry.record(name, arriving=True)
         flattening = self._flattener.progress(name) if record.flattening else None
-        return volume_info(name, record, self._volumes.handles(name), self._live, flattening)
+        return volume_info(name, record, self._registry.handles(name), self._live, flattening)
 
     def snapshots(self, volume: str | None = None) -> list[SnapshotInfo]:
         """Snapshots of one volume, or of all, oldest first."""
         names = sorted(self._live.volumes) if volume is None else [volume]
-        clones = Family(self._live).clones
+        clones = VolumeTree(self._live).clones
         return [
             snapshot_info(name, snap, record, clones)
             for name in names
-            for snap, record in self._volumes.record(name, arriving=True).snapshots.items()
+            for snap, record in self._registry.record(name, arriving=True).snapshots.items()
         ]
 
     def tree(self) -> list[TreeNode]:
         """Volumes, snapshots and clones, each with what it is shown under; and what is deleted
         and not given back yet."""
-        return tree(self._live, self._volumes.pages_left)
+        return tree(self._live, self._registry.pages_left)
 
     # -- volumes
 
@@ -81,7 +81,7 @@ class Operations(ABC):
         Raises:
             InvalidArgumentError, ExistsError: the name or the size.
         """
-        await self._carry_out(self._volumes.create(name, size_bytes))
+        await self._carry_out(self._registry.create(name, size_bytes))
         return self.volume(name)
 
     async def delete_volume(self, name: str, *, snapshots: bool = False) -> None:
@@ -91,7 +91,7 @@ class Operations(ABC):
         Raises:
             InUseError: it has clients or snapshots, or is protected.
         """
-        await self._carry_out(self._volumes.delete(name, snapshots=snapshots))
+        await self._carry_out(self._registry.delete(name, snapshots=snapshots))
 
     async def resize_volume(
         self, name: str, size_bytes: int, *, shrink: bool = False
@@ -104,10 +104,10 @@ class Operations(ABC):
             InvalidArgumentError: it would shrink, and `shrink` is not set.
             InUseError: it would shrink, and has clients.
         """
-        operation = self._volumes.resize(name, size_bytes, shrink=shrink)
+        operation = self._registry.resize(name, size_bytes, shrink=shrink)
         if size_bytes < self.volume(name).size_bytes:
             await self._zero_behind(name, size_bytes)
-            operation = self._volumes.resize(name, size_bytes, shrink=shrink)
+            operation = self._registry.resize(name, size_bytes, shrink=shrink)
         await self._carry_out(operation)
         return self.volume(name)
 
@@ -118,7 +118,7 @@ class Operations(ABC):
             InvalidArgumentError, ExistsError: the new name.
             InUseError: it or a snapshot of it has clients.
         """
-        await self._carry_out(self._volumes.rename(name, new_name))
+        await self._carry_out(self._registry.rename(name, new_name))
         return self.volume(new_name)
 
     async def promote(self, name: str) -> VolumeInfo:
@@ -130,7 +130,7 @@ class Operations(ABC):
             ExistsError: both have a snapshot of the same name.
             InUseError: such a snapshot has clients.
         """
-        await self._carry_out(self._volumes.promote(name))
+        await self._carry_out(self._registry.promote(name))
         return self.volume(name)
 
     async def flatten(self, name: str, *, on: bool = True) -> VolumeInfo:
@@ -141,7 +141,7 @@ class Operations(ABC):
         Raises:
             InvalidArgumentError: it stands alone already, or is not being flattened.
         """
-        await self._carry_out(self._volumes.flatten(name, on=on))
+        await self._carry_out(self._registry.flatten(name, on=on))
         self._flattener.look()
         return self.volume(name)
 
@@ -152,7 +152,7 @@ class Operations(ABC):
         Raises:
             InvalidArgumentError: a text or a label is not acceptable.
         """
-        await self._carry_out(self._volumes.note(name, notes))
+        await self._carry_out(self._registry.note(name, notes))
 
     # -- snapshots
 
@@ -162,7 +162,7 @@ class Operations(ABC):
         Raises:
             InvalidArgumentError, ExistsError: the name.
         """
-        await self._carry_out(self._volumes.snapshot(volume, snapshot))
+        await self._carry_out(self._registry.snapshot(volume, snapshot))
         return self._new_snapshot(volume, snapshot)
 
     async def create_snapshots(
@@ -174,7 +174,7 @@ class Operations(ABC):
         Raises:
             InvalidArgumentError, ExistsError: a name.
         """
-        await self._carry_out(self._volumes.group(volumes, snapshot, schedule))
+        await self._carry_out(self._registry.group(volumes, snapshot, schedule))
         return [self._new_snapshot(volume, snapshot) for volume in volumes]
 
     def schedules(self) -> dict[str, Schedule]:
@@ -187,11 +187,11 @@ class Operations(ABC):
         Raises:
             InvalidArgumentError: the name, or something in it.
         """
-        await self._carry_out(self._volumes.set_schedule(name, schedule))
+        await self._carry_out(self._registry.set_schedule(name, schedule))
 
     async def remove_schedule(self, name: str) -> None:
         """Remove a schedule; its snapshots stay."""
-        await self._carry_out(self._volumes.remove_schedule(name))
+        await self._carry_out(self._registry.remove_schedule(name))
 
     async def delete_snapshot(self, volume: str, snapshot: str) -> None:
         """Delete a snapshot, in any order: what stands on it keeps what it needs, and checkpoints
@@ -200,13 +200,13 @@ class Operations(ABC):
         Raises:
             InUseError: it has clients, or is protected.
         """
-        await self._carry_out(self._volumes.delete_snapshot(volume, snapshot))
+        await self._carry_out(self._registry.delete_snapshot(volume, snapshot))
 
     async def rename_snapshot(self, volume: str, snapshot: str, new_name: str) -> SnapshotInfo:
         """Rename a snapshot. Raises as `rename_volume`."""
-        await self._carry_out(self._volumes.rename_snapshot(volume, snapshot, new_name))
+        await self._carry_out(self._registry.rename_snapshot(volume, snapshot, new_name))
         record = self._record(volume, new_name)
-        return snapshot_info(volume, new_name, record, Family(self._live).clones)
+        return snapshot_info(volume, new_name, record, VolumeTree(self._live).clones)
 
     async def rollback(self, volume: str, snapshot: str) -> None:
         """Make a volume again what its snapshot is; what was written since is dropped.
@@ -214,7 +214,7 @@ class Operations(ABC):
         Raises:
             InUseError: the volume has clients.
         """
-        await self._carry_out(self._volumes.rollback(volume, snapshot))
+        await self._carry_out(self._registry.rollback(volume, snapshot))
 
     async def clone(self, volume: str, snapshot: str | None, new_name: str) -> VolumeInfo:
         """Make a writable volume that starts as a snapshot is, or as the volume is now. Costs
@@ -223,14 +223,14 @@ class Operations(ABC):
         Raises:
             InvalidArgumentError, ExistsError: the new name.
         """
-        await self._carry_out(self._volumes.clone(volume, snapshot, new_name))
+        await self._carry_out(self._registry.clone(volume, snapshot, new_name))
         return self.volume(new_name)
 
     def _new_snapshot(self, volume: str, snapshot: str) -> SnapshotInfo:
         return snapshot_info(volume, snapshot, self._record(volume, snapshot), Counter())
 
     def _record(self, volume: str, snapshot: str) -> SnapshotRecord:
-        records = self._volumes.record(volume).snapshots
+        records = self._registry.record(volume).snapshots
         if snapshot not in records:  # deleted while we waited
             raise InvalidArgumentError(f"{volume}@{snapshot} was deleted meanwhile")
         return records[snapshot]

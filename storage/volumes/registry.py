@@ -12,7 +12,7 @@ from storage.catalogue.names import check_name, check_notes, check_size
 from storage.catalogue.operations import Operation
 from storage.catalogue.records import Notes, SnapshotRecord, VolumeRecord
 from storage.catalogue.schedule import SCHEDULES_MAX, Schedule, check_schedule
-from storage.catalogue.tree import Family
+from storage.catalogue.tree import VolumeTree
 from storage.environment import Environment
 from storage.errors import ExistsError, InUseError, InvalidArgumentError, NotFoundError
 from storage.map.blockmap import BlockMap
@@ -23,7 +23,7 @@ from storage.volumes.volume import VolumeState
 SPELLED_CLIENTS = "stop its clients first"
 
 
-class Volumes:
+class Registry:
     """The names of one pool."""
 
     def __init__(self, live: Catalogue, blockmap: BlockMap, quotas: Quotas, env: Environment):
@@ -248,7 +248,7 @@ class Volumes:
         record = self.record(name)
         if not on and not record.flattening:
             raise InvalidArgumentError(f"{name} is not being flattened")
-        layers = Family(self._live).uppermost(name) if on else []
+        layers = VolumeTree(self._live).uppermost(name) if on else []
         if on and not record.origin and not layers:
             raise InvalidArgumentError(f"{name} stands on no other volume: nothing to flatten")
         return {"op": "flatten", "v": name, "begin": on, "layers": layers}

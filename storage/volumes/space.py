@@ -34,7 +34,7 @@ def owners(catalogue: Catalogue, *, by_snapshot: bool = False) -> dict[int, str 
     return found
 
 
-class Tree:
+class SpaceTree:
     """What names take: sums over a catalogue's layers and their ancestors."""
 
     def __init__(self, catalogue: Catalogue, usage: Usage) -> None:
@@ -115,5 +115,5 @@ def volume_spaces(
     stock: Stock, usage: Usage, live: Catalogue, names: Iterable[str]
 ) -> list[VolumeSpace]:
     """What volumes take, each followed by its snapshots. Cost: a pass over the layers."""
-    tree = Tree(live, usage)
+    tree = SpaceTree(live, usage)
     return [line for name in names for line in tree.of(name, stock.commit)]

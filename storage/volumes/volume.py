@@ -15,7 +15,7 @@ from blockdev.device import BlockDevice, Extent, check_range
 from blockdev.errors import ClosedError, DeviceError, ReadOnlyError
 from storage.format.entry import BLOCK_BYTES, BLOCK_SHIFT
 from storage.log.intake import Intake
-from storage.map.extents import Status
+from storage.map.extents import Extents
 from storage.map.layer import Layer
 from storage.map.reader import Reader
 from storage.throttle import Limits, Throttle
@@ -84,14 +84,14 @@ class Volume(BlockDevice):
     physical_bytes = BLOCK_BYTES
 
     def __init__(
-        self, state: VolumeState, intake: Intake, reader: Reader, status: Status,
+        self, state: VolumeState, intake: Intake, reader: Reader, status: Extents,
         contexts: Contexts, quotas: Quotas, *, read_only: bool, on_close: Callable[[], None],
     ):  # fmt: skip
         self.read_only = read_only
         self._state = state
         self._intake = intake
         self._reader = reader
-        self._status = status
+        self._extents = status
         self._contexts = contexts
         self._quotas = quotas
         self._on_close = on_close
@@ -138,12 +138,12 @@ class Volume(BlockDevice):
     async def extents(self, offset: int, length: int) -> list[Extent]:
         """Runs of data and holes, from the block map, exact to the block."""
         self._check(offset, length)
-        return await self._ask(lambda layer: self._status.extents(layer, offset, length))
+        return await self._ask(lambda layer: self._extents.extents(layer, offset, length))
 
     def try_extents(self, offset: int, length: int) -> list[Extent] | None:
         """As the interface says; the pages of the map must be in memory."""
         self._check(offset, length)
-        return self._status.try_extents(self._state.layer, offset, length)
+        return self._extents.try_extents(self._state.layer, offset, length)
 
     @property
     def contexts(self) -> tuple[str, ...]:

@@ -138,9 +138,9 @@ def test_a_retried_flush_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def retries(self: Log) -> None:
         members = [m for m in self._roster.in_sync() if m.index in self._losses]
-        failures: list[Failure] = await self._store.flush(members)
+        failures: list[Failure] = await self._segment_io.flush(members)
         if failures:
-            await self._store.flush(members)
+            await self._segment_io.flush(members)
         self._losses.clear()
         self._settle()
 

@@ -11,7 +11,7 @@ import pytest
 from storage.format.checkpoint_root import LogPosition
 from storage.log.committer import Log
 from storage.members.member import Member
-from storage.members.segment_io import Failure, Store
+from storage.members.segment_io import Failure, SegmentIO
 from storage.members.segments import State
 from storage.recovery import opening
 from storage.recovery.opening import Opened
@@ -32,14 +32,14 @@ def run_sweeps(shape: Shape) -> None:
 def test_a_skipped_flush_is_found(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
     """Goal: an engine that acknowledges without a flush now and then loses data visibly."""
     calls = 0
-    honest = Store.flush
+    honest = SegmentIO.flush
 
-    async def skips(self: Store, members: Iterable[Member]) -> list[Failure]:
+    async def skips(self: SegmentIO, members: Iterable[Member]) -> list[Failure]:
         nonlocal calls
         calls += 1
         return [] if calls % 4 == 0 else await honest(self, members)
 
-    monkeypatch.setattr(Store, "flush", skips)
+    monkeypatch.setattr(SegmentIO, "flush", skips)
     with pytest.raises(AssertionError):
         run_sweeps(shape)
 

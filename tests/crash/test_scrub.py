@@ -135,7 +135,7 @@ async def places(pool: Pool) -> dict[str, list[Location]]:
     """Where each kind of metadata lies."""
     pointer = pool.roster.superblock.root
     made = checkpoint_root.unpack(
-        await pool.store.read_located(pointer.a, pointer.b, checkpoint_root.ROOT_BYTES_MAX)
+        await pool.segment_io.read_located(pointer.a, pointer.b, checkpoint_root.ROOT_BYTES_MAX)
     )
     found = {"root": [unpack(pointer.a, pointer.b)], "directory": [], "map page": []}
     for table in ("catalogue", "segments", "directories", "usage"):

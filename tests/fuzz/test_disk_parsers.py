@@ -26,7 +26,7 @@ from storage.map.follow import make_layers
 from storage.map.layer import Layer
 from storage.map.usage import Usage
 from storage.members.member import Member, MemberDevice
-from storage.members.segment_io import Store
+from storage.members.segment_io import SegmentIO
 from storage.members.segments import ROW, SegmentTable, State
 from tests.fuzz.bounded import bounded_memory, value_or_clear_error
 from tests.fuzz.mutate import mutated, mutated_value
@@ -131,7 +131,7 @@ def _parse_table(data: bytes) -> None:
     header = CommitHeader(POOL, 7, 1, 0, 1 << 16, len(data), 0, 0, 0, 0)
     commit.payload_is_good(bytes(1 << 16), header, records)
     table = _table()
-    blockmap = BlockMap(Store(table), table, 1 << 20)
+    blockmap = BlockMap(SegmentIO(table), table, 1 << 20)
     blockmap.layers = {3: Layer(3, None), 4: Layer(4, None)}
     for number, copies in records.announced:
         table.adopt(number, copies)
@@ -273,7 +273,7 @@ OPERATIONS: tuple[dict[str, object], ...] = (
 
 def _use(made: Catalogue) -> None:
     """What opening does with a catalogue; what it stores must be readable again."""
-    blockmap = BlockMap(Store(_table()), _table(), 1 << 20)
+    blockmap = BlockMap(SegmentIO(_table()), _table(), 1 << 20)
     make_layers(sorted(made.layers), made, blockmap)
     made.merging()
     made.copy()

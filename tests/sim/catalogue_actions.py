@@ -55,7 +55,7 @@ def _a_snapshot(client: Client) -> tuple[str, str] | None:
 
 
 def _is_open(client: Client, *exports: str) -> bool:
-    return any(client.pool._volumes.handles(export) for export in exports)
+    return any(client.pool._registry.handles(export) for export in exports)
 
 
 async def clone(client: Client) -> None:

@@ -267,7 +267,7 @@ def test_commands_start_without_the_libraries_of_the_daemon() -> None:
     Method: run one that needs no daemon and one that misses it, and look at what was imported.
     """
     script = (
-        "import sys; from admin.cli import main; main(sys.argv[1:]); "
+        "import sys; from admin.cli.main import main; main(sys.argv[1:]); "
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     slow = {"fastapi", "starlette", "hypercorn", "httpx", "numpy", "trio", "lz4", "rich", "tomllib"}

@@ -266,7 +266,7 @@ def test_a_reader_that_goes_away(two: tuple[ServedPool, ServedPool]) -> None:
 
     async def delete() -> None:
         with trio.fail_after(10):
-            while ours.pool._volumes.handles("v@one"):
+            while ours.pool._registry.handles("v@one"):
                 await trio.sleep(0.01)
         await ours.pool.delete_snapshot("v", "one")
 

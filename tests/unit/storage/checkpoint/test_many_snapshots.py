@@ -210,7 +210,7 @@ async def test_all_clones_are_read_from_one_cached_copy(members: list[MemberDevi
     async with opened(members) as pool:
         offsets = await _image(pool)
     async with opened(members) as pool:
-        real, places = pool.store.try_read, []
+        real, places = pool.segment_io.try_read, []
 
         def noting(number: int, offset: int, length: int) -> memoryview | None:
             places.append((number, offset, length))
@@ -221,12 +221,12 @@ async def test_all_clones_are_read_from_one_cached_copy(members: list[MemberDevi
             await pool.clone("image", "clean", f"c{i}")
             async with exported(pool, f"c{i}") as device:
                 with counting(pool) as count:
-                    pool.store.try_read = noting  # type: ignore[method-assign]
+                    pool.segment_io.try_read = noting  # type: ignore[method-assign]
                     for page, offset in enumerate(offsets):
                         wanted = page.to_bytes(2) * 2048 if page % 2 else None
                         found = bytes(await device.read(offset, BLOCK))
                         assert wanted is None or found == wanted
-                    pool.store.try_read = real  # type: ignore[method-assign]
+                    pool.segment_io.try_read = real  # type: ignore[method-assign]
             map_reads.append(count[0])
             places_of.append({place for place in places if place[2] == BLOCK})
             packed = [place for place in places if place[2] != BLOCK]

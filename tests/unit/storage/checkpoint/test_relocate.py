@@ -12,7 +12,7 @@ from storage.format.entry import Words
 from storage.map.blockmap import BlockMap
 from storage.map.layer import Layer
 from storage.map.page_reader import Merged
-from storage.members.segment_io import Failure, Store
+from storage.members.segment_io import Failure, SegmentIO
 from storage.members.segments import Role, State
 from storage.pool import Pool, PoolSettings
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, write
@@ -191,17 +191,17 @@ async def test_a_checkpoint_that_fails_takes_no_segment(monkeypatch: pytest.Monk
         for _ in range(3):
             await pool.checkpoint()
         before = pool.info().free_bytes
-        honest = Store.flush
+        honest = SegmentIO.flush
         attempts = 0
 
-        async def flush(self: Store, wanted: object) -> list[Failure]:
+        async def flush(self: SegmentIO, wanted: object) -> list[Failure]:
             nonlocal attempts
             attempts += 1
             for member in pool.roster.in_sync() if attempts <= 2 else ():
                 member.losses += 1  # as if another flush had failed meanwhile
             return await honest(self, wanted)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(Store, "flush", flush)
+        monkeypatch.setattr(SegmentIO, "flush", flush)
         begin_a_metadata_segment(pool)
         await pool.checkpoint()
         monkeypatch.undo()

@@ -5,7 +5,7 @@ import trio
 import trio.testing
 
 from blockdev.errors import DeviceError
-from storage.cleaning.shared_run import Shared
+from storage.cleaning.shared_run import SharedRun
 from storage.format.entry import BLOCK_BYTES
 from storage.log.budget import CREDIT_SEGMENTS, SpaceBudget
 from storage.log.buffer import WriteBuffer
@@ -108,7 +108,7 @@ class Job:
 async def test_all_who_call_while_work_is_done_share_the_next_run() -> None:
     """Goal: nobody is served by a run that began before he called."""
     job = Job()
-    shared = Shared(job)
+    shared = SharedRun(job)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(shared)
         await trio.testing.wait_all_tasks_blocked()
@@ -125,7 +125,7 @@ async def test_a_failed_run_serves_nobody() -> None:
     job = Job()
     job.failing = True
     job.done.set()
-    shared = Shared(job)
+    shared = SharedRun(job)
     errors = []
 
     async def call() -> None:

@@ -20,7 +20,7 @@ PAGE = 1024 * BLOCK
 
 def layer_of(pool: Pool, name: str) -> Layer:
     volume, _, snapshot = name.partition("@")
-    return pool.blockmap.layers[pool._volumes.snapshot_record(volume, snapshot).layer]
+    return pool.blockmap.layers[pool._registry.snapshot_record(volume, snapshot).layer]
 
 
 def comparison(pool: Pool, name: str, base: Layer | None, first: int, end: int) -> Comparison:
@@ -98,7 +98,7 @@ async def check_contexts(pool: Pool, family: Family, coin: random.Random) -> Non
             await pool.flush()
             assert await status(pool, volume, DIRTY_BITMAP + name) == wanted
     depths = await status(pool, volume, ALLOCATION_DEPTH)
-    above = len(list(pool.blockmap.layers[pool._volumes.record(volume).head].ancestry()))
+    above = len(list(pool.blockmap.layers[pool._registry.record(volume).head].ancestry()))
     for block, depth in enumerate(depths):
         assert depth <= above
         assert depth or not any(image.get(block, b"")), f"{block=} is stored somewhere"

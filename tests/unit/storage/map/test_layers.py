@@ -163,16 +163,16 @@ async def test_volumes_grow_while_open_and_never_shrink() -> None:
 async def page_reads(pool: Pool, name: str) -> int:
     """How many map blobs one cold read of the first block takes."""
     count = 0
-    real = pool.store.read_located
+    real = pool.segment_io.read_located
 
     async def counting(a: int, b: int, plain_bytes_max: int) -> bytes:
         nonlocal count
         count += 1
         return await real(a, b, plain_bytes_max)
 
-    pool.store.read_located = counting  # type: ignore[method-assign]
+    pool.segment_io.read_located = counting  # type: ignore[method-assign]
     await read(pool, name, 0, BLOCK)
-    pool.store.read_located = real  # type: ignore[method-assign]
+    pool.segment_io.read_located = real  # type: ignore[method-assign]
     return count
 
 

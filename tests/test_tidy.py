@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,38 @@ PACKAGES = ("admin", "vm", "nbd", "storage", "blockdev")
 MODULE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 
+# The rooms of each package, and its modules that lie in none, lowest first: a module imports only
+# from its own room and from those before it. ARCHITECTURE.md draws the same.
+ROOMS = {
+    "blockdev": "errors device linux rawio direct openfile file memory | simulation",
+    "nbd": "errors constants stream tlssocket tls uri copy | server client",
+    "storage": (
+        "errors environment info settings throttle"
+        " | format catalogue members map log checkpoint recovery cleaning volumes transfer verify"
+        " | pool_report pool"
+    ),
+    "admin": "errors names sizes periods fullness home | config api reports daemon cli | __main__",
+}
+STRANGERS = {("nbd", "client", "server")}  # a room that does not import one before it
+
+# The door of storage: what other packages may import of it.
+STORAGE_DOOR = {
+    "storage.pool",
+    "storage.info",
+    "storage.errors",
+    "storage.settings",
+    "storage.throttle",
+    "storage.catalogue.schedule",
+    "storage.catalogue.retention",
+    "storage.catalogue.resume_token",
+    "storage.transfer.stream",
+    "storage.verify.check",
+    "storage.verify.scrub_pass",
+}
+
 # What each package may import of ours. A dotted name allows that module only.
 MAY_IMPORT = {
-    "admin": {"admin", "vm", "nbd", "storage", "blockdev"},
+    "admin": {"admin", "vm", "nbd", "blockdev"} | STORAGE_DOOR,
     "vm": {"vm"},
     "nbd": {"nbd", "blockdev.device", "blockdev.errors"},
     "storage": {"storage", "blockdev.device", "blockdev.errors"},
@@ -56,19 +86,27 @@ every_module = pytest.mark.parametrize("path", sources(*PACKAGES, "tests", "benc
 # Imports
 
 
-def imported(source: str, package: str) -> Iterator[str]:
-    """Yield the modules that a source names, those inside functions too."""
+@cache
+def modules() -> frozenset[str]:
+    """The modules of all packages; a package itself is one."""
+    found = set()
+    for path in sources(*PACKAGES):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found.add(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return frozenset(found)
+
+
+def imported(source: str) -> Iterator[str]:
+    """Yield the modules that a source names, those inside functions and under TYPE_CHECKING too."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            if node.level:
-                yield f"{package}.{module}"
-            elif module in PACKAGES:  # `from blockdev import file` names a module
-                yield from (f"{module}.{alias.name}" for alias in node.names)
-            else:
-                yield module
+            assert not node.level, "name the module that is imported"
+            for alias in node.names:  # `from blockdev import file` names a module
+                inner = f"{module}.{alias.name}"
+                yield inner if inner in modules() else module
 
 
 def is_inside(module: str, allowed: set[str]) -> bool:
@@ -80,7 +118,7 @@ def wrong_imports(path: str, source: str) -> list[str]:
     package = path.split("/")[0]
     foreign = FOREIGN.get(package, set()) | ({"pyfuse3"} if path == FUSE else set())
     wrong = []
-    for module in imported(source, package):
+    for module in imported(source):
         top = module.split(".")[0]
         if top in PACKAGES:
             ok = is_inside(module, MAY_IMPORT[package])
@@ -101,11 +139,12 @@ def test_imports_point_downwards(path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "source", "wrong"),
     [
-        ("nbd/server.py", "import storage.pool", ["storage.pool"]),
-        ("nbd/server.py", "from blockdev.device import BlockDevice", []),
-        ("nbd/server.py", "from blockdev import errors, file", ["blockdev.file"]),
-        ("storage/log.py", "def f():\n    from nbd import client", ["nbd.client"]),
-        ("storage/log.py", "from .codec import pack", []),
+        ("nbd/copy.py", "import storage.pool", ["storage.pool"]),
+        ("nbd/copy.py", "from blockdev.device import BlockDevice", []),
+        ("nbd/copy.py", "from blockdev import errors, file", ["blockdev.file"]),
+        ("storage/pool.py", "def f():\n    from nbd import client", ["nbd.client"]),
+        ("admin/home.py", "from storage.info import PoolInfo", []),
+        ("admin/home.py", "from storage.map import layer", ["storage.map.layer"]),
         ("blockdev/file.py", "import msgpack, trio, os.path", ["msgpack"]),
         ("blockdev/fuse.py", "import pyfuse3", []),
         ("blockdev/file.py", "import pyfuse3", ["pyfuse3"]),
@@ -116,6 +155,97 @@ def test_imports_point_downwards(path: Path) -> None:
 )
 def test_wrong_imports_are_noticed(path: str, source: str, wrong: list[str]) -> None:
     assert wrong_imports(path, source) == wrong
+
+
+# Rooms
+
+
+def floors(package: str) -> list[str]:
+    """The rooms and loose modules of a package, lowest first."""
+    return ROOMS[package].replace("|", " ").split()
+
+
+def upward_imports(module: str, source: str) -> list[str]:
+    """Return the imports of a module that lead into a room after its own."""
+    package, *inner = module.split(".")
+    order = floors(package)
+    wrong = []
+    for target in imported(source):
+        top, *rest = target.split(".")
+        if top != package or not rest or not inner:
+            continue
+        up = order.index(rest[0]) > order.index(inner[0])
+        if up or (package, inner[0], rest[0]) in STRANGERS:
+            wrong.append(target)
+    return wrong
+
+
+def dotted(path: Path) -> str:
+    return name(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+every_room_module = pytest.mark.parametrize("path", sources(*ROOMS), ids=name)
+
+
+@every_room_module
+def test_rooms_import_only_rooms_before_them(path: Path) -> None:
+    assert upward_imports(dotted(path), path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wrong"),
+    [
+        ("storage.map.layer", "from storage.format.entry import RAW", []),
+        ("storage.map.layer", "from storage.map import page", []),
+        ("storage.map.layer", "from storage.log import buffer", ["storage.log.buffer"]),
+        ("storage.map.layer", "def f():\n    import storage.pool", ["storage.pool"]),
+        (
+            "storage.errors",
+            "if TYPE_CHECKING:\n    from storage.info import PoolInfo",
+            ["storage.info"],
+        ),
+        ("nbd.client.link", "from nbd.server.session import x", ["nbd.server.session"]),
+    ],
+)
+def test_imports_into_later_rooms_are_noticed(module: str, source: str, wrong: list[str]) -> None:
+    assert upward_imports(module, source) == wrong
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Return some modules that import each other in a circle, or nothing."""
+    left = {one: set(others) for one, others in graph.items()}
+    while ends := [one for one, others in left.items() if not others & left.keys() - {one}]:
+        for one in ends:
+            del left[one]
+    return sorted(left)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {dotted(path): set(imported(path.read_text())) for path in sources(*PACKAGES)}
+    assert circle(graph) == []
+
+
+def test_a_circle_is_noticed() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"trio"}}) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_room_is_listed_and_says_what_it_is_for(package: str) -> None:
+    """In three lines or so: a first sentence, then what it takes and gives."""
+    folder = ROOT / package
+    there = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    rooms = {path.parent.name for path in folder.glob("*/__init__.py")}
+    assert set(floors(package)) == there | rooms
+    for room in rooms:
+        tree = ast.parse((folder / room / "__init__.py").read_text())
+        assert len((ast.get_docstring(tree) or "").splitlines()) in range(3, 13)
+
+
+def test_the_picture_of_the_rooms_is_right() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    picture = page.split("```\nrooms\n")[1].split("```")[0].splitlines()
+    assert {line.split()[0]: line.split(maxsplit=1)[1] for line in picture} == ROOMS
 
 
 # Sizes

@@ -15,8 +15,7 @@ from blockdev.errors import DeviceError
 from storage.catalogue.resume_token import ResumeToken
 from storage.errors import NotFoundError, StreamError
 from storage.info import ReceivingInfo
-from storage.transfer.stream import Decoder, Failed
-from storage.transfer.targets import SUFFIX
+from storage.transfer.stream import SUFFIX, Decoder, Failed
 
 Progress = Callable[[str, int, int], None]
 

@@ -29,7 +29,7 @@ from storage.errors import (
     NotFoundError,
 )
 from storage.info import MemberInfo, PoolInfo
-from storage.members.growth import Growth
+from storage.pool import MemberDevice
 
 _log = logging.getLogger("cenote.daemon")
 
@@ -37,10 +37,25 @@ UNTOUCHED = (ExistsError, ForeignMemberError, InvalidArgumentError, MemberTooSma
 """With these a device is refused before anything is written to it."""
 
 
-class GrowingPool(Protocol):
-    """What this needs of a pool."""
+class Grower(Protocol):
+    """Adds members to a pool and grows them; see `storage.members.growth.Growth`."""
 
-    growth: Growth
+    async def add(self, offered: MemberDevice) -> UUID:
+        """Make a device a member; whatever it held is lost. Returns its UUID."""
+        ...
+
+    async def grow(self, uuid: UUID) -> int:
+        """Use all of a member that has become larger; returns its bytes."""
+        ...
+
+
+class GrowingPool(Protocol):
+    """The parts of a pool that membership needs."""
+
+    @property
+    def growth(self) -> Grower:
+        """Adds members and grows them."""
+        ...
 
     def info(self) -> PoolInfo:
         """The state of the pool and its members."""

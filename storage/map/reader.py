@@ -33,6 +33,7 @@ from storage.format.entry import (
 from storage.format.pages import PAGE_SHIFT
 from storage.map.blockmap import BlockMap
 from storage.map.layer import Layer
+from storage.map.overlay import Overlay
 from storage.members.segment_io import SegmentIO
 
 SLOT_MASK = (1 << PAGE_SHIFT) - 1
@@ -303,7 +304,7 @@ class Reader:
         return pieces
 
 
-def _in_overlays(overlays: "list[Overlay] | tuple[()]", block: int) -> memoryview | None:
+def _in_overlays(overlays: list[Overlay] | tuple[()], block: int) -> memoryview | None:
     """The block from memory: bytes, an empty view for zeroes, or None when not held."""
     for part in overlays:
         place = part.index.get(block)

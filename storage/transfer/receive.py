@@ -1,6 +1,6 @@
 """Receives a snapshot: checks a stream, and writes it into a volume that is not served.
 
-That volume is called after the one that the snapshot is for, with `targets.SUFFIX` behind; it is
+That volume is called after the one that the snapshot is for, with `stream.SUFFIX` behind; it is
 listed, can be deleted, and nothing else. From time to time the log notes how far it has got,
 behind the data it speaks of: so after an interruption, a power cut included, it is known what is
 there, and receiving goes on from there. When the end of the stream was seen and nothing followed,

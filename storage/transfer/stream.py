@@ -67,6 +67,9 @@ SIZE_BYTES_MAX = BLOCK_BYTES << 40
 DATA, ZEROES, END, FAILED = 1, 2, 3, 4
 RAW_FORM, LZ4_FORM = 0, 1
 
+SUFFIX = "+receiving"
+"""Behind the name of a volume: the volume that one of its snapshots is received into."""
+
 NOTHING = UUID(int=0)
 _HEADER = struct.Struct("<8sHHHHHHIQQ16s16sQ")
 _RECORD = struct.Struct("<HHIQQ")

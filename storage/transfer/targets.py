@@ -19,11 +19,8 @@ from storage.errors import (
 )
 from storage.map.blockmap import BlockMap
 from storage.map.layer import Layer
-from storage.transfer.stream import StreamHeader
+from storage.transfer.stream import SUFFIX, StreamHeader
 from storage.volumes.registry import Registry
-
-SUFFIX = "+receiving"
-"""Of the volume that a snapshot is received into, behind the name of its volume."""
 
 
 class Targets:

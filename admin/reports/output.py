@@ -12,7 +12,7 @@ from contextlib import contextmanager, redirect_stdout
 
 from admin.errors import describe
 from admin.names import printable
-from admin.reports.reports import Report
+from admin.reports.base import Report
 from admin.reports.scrub_text import write_text
 
 Progress = Callable[[str, int, int], None]

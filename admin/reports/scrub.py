@@ -5,7 +5,7 @@ from typing import Any
 
 from admin.api.scrub_status import ScrubInfo
 from admin.api.wire import encode
-from admin.reports.reports import Report
+from admin.reports.base import Report
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from admin.api.scrub_status import ScrubInfo, ScrubRun, ScrubState
 from admin.periods import period
+from admin.reports.pool import write_text
 from admin.reports.scrub import ScrubReport
-from admin.reports.space_text import write_text
 from admin.reports.text import line
 from admin.sizes import human
 from storage.verify.scrub_pass import Finding

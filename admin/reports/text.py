@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from admin.fullness import warning_of
 from admin.names import printable
 from admin.periods import period
-from admin.reports.reports import (
+from admin.reports.base import (
     CheckedReport,
     ClientsReport,
     CopiedReport,
@@ -195,7 +195,7 @@ def _(report: SnapshotsReport) -> None:
 
 @write_text.register
 def _(report: TreeReport) -> None:
-    from admin.reports.tree_text import write_tree  # rich takes a while to import
+    from admin.reports.volumes import write_tree  # rich takes a while to import
 
     if not report.nodes:
         return line("no volumes; make one: cenote volume create NAME --size 20G")

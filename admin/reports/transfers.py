@@ -1,10 +1,10 @@
-"""What commands say when snapshots were sent and received; see `admin.reports.reports`."""
+"""What commands say when snapshots were sent and received; see `admin.reports.base`."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from admin.api.wire import encode
-from admin.reports.reports import Report
+from admin.reports.base import Report
 from storage.info import ReceivingInfo
 
 

@@ -9,8 +9,8 @@ from admin import __version__
 from admin.cli.commands.common import HomeOption, JsonOption, common_options
 from admin.cli.exit_codes import exit_codes
 from admin.errors import UsageError
+from admin.reports.base import ExitCodesReport, VersionReport
 from admin.reports.output import show
-from admin.reports.reports import ExitCodesReport, VersionReport
 
 _TOPICS = ("exit-codes",)
 

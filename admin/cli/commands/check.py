@@ -9,8 +9,8 @@ import typer
 from admin.cli.commands.common import HomeOption, JsonOption, common_options, examples
 from admin.errors import AlreadyRunningError
 from admin.home import Home, find_home, holder
+from admin.reports.base import CheckedReport
 from admin.reports.output import progress, show
-from admin.reports.reports import CheckedReport
 
 if TYPE_CHECKING:
     from admin.reports.output import Progress

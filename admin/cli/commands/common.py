@@ -13,8 +13,8 @@ import typer
 from admin.api.client import Client
 from admin.errors import NotConfirmedError, UsageError
 from admin.home import find_home
+from admin.reports.base import Report
 from admin.reports.output import ask, show
-from admin.reports.reports import Report
 from admin.sizes import SizeError, parse_volume_size
 
 HomeOption = Annotated[

@@ -20,7 +20,7 @@ from admin.cli.commands.common import (
 )
 from admin.cli.commands.naming import add_to_snapshots
 from admin.names import SnapshotName, check_name, parse_snapshot
-from admin.reports.reports import (
+from admin.reports.base import (
     DeletedReport,
     SnapshotReport,
     SnapshotsReport,

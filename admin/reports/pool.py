@@ -1,6 +1,6 @@
 """Reports about space and members as text."""
 
-from admin.reports.reports import (
+from admin.reports.base import (
     MemberReport,
     MembersReport,
     PoolSpaceReport,

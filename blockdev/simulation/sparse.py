@@ -55,14 +55,23 @@ class SparseBytes:
 
     def extents(self, offset: int, length: int) -> list[Extent]:
         """Describe the range: missing chunks are holes of zeroes, the others data."""
-        found: list[tuple[bool, int]] = []
-        for chunk, _, _, count in _pieces(offset, length):
-            hole = chunk not in self._chunks
-            if found and found[-1][0] == hole:
-                found[-1] = (hole, found[-1][1] + count)
-            else:
-                found.append((hole, count))
-        return [Extent(count, hole=hole, zero=hole) for hole, count in found]
+        end = offset + length
+        found: list[Extent] = []
+        at = start = offset  # data from `start` to `at`, and all before it is in `found`
+        for chunk in self._present(offset // CHUNK_BYTES, -(-end // CHUNK_BYTES)):
+            low = max(chunk * CHUNK_BYTES, offset)
+            if low > at:
+                found += [*_extent(at - start, hole=False), *_extent(low - at, hole=True)]
+                start = low
+            at = min((chunk + 1) * CHUNK_BYTES, end)
+        return [*found, *_extent(at - start, hole=False), *_extent(end - at, hole=True)]
+
+    def _present(self, first: int, end: int) -> list[int]:
+        """Return the chunks of a range that are not missing, ascending."""
+        chunks = self._chunks
+        if end - first > len(chunks):
+            return sorted(chunk for chunk in chunks if first <= chunk < end)
+        return [chunk for chunk in range(first, end) if chunk in chunks]
 
     def _zero_present(self, offset: int, length: int) -> None:
         """Zero a range longer than the content: walk the content, not the range."""
@@ -78,6 +87,10 @@ class SparseBytes:
             self._chunks.pop(chunk, None)
         elif (old := self._chunks.get(chunk)) is not None:
             self._chunks[chunk] = old[:start] + _ZEROES[:length] + old[start + length :]
+
+
+def _extent(length_bytes: int, *, hole: bool) -> list[Extent]:
+    return [Extent(length_bytes, hole=hole, zero=hole)] if length_bytes else []
 
 
 def _pieces(offset: int, length: int) -> Iterator[tuple[int, int, int, int]]:

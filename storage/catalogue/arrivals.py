@@ -1,7 +1,8 @@
-"""Operations of the catalogue by which a snapshot is received: see the table of operations.
+"""Catalogue operations that receive a snapshot; the table is in `storage.catalogue.operations`.
 
-A snapshot is received into a volume of its own, which is not served and cannot be used. When all of
-it is there, one operation makes that volume's head the snapshot; so it appears whole or not at all.
+A snapshot is received into a volume of its own, which is not served and cannot be used. When it is
+complete, one operation turns that volume's head into the snapshot; so the snapshot appears whole or
+not at all.
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ from storage.catalogue.records import UNKNOWN, Arrival, SnapshotRecord, VolumeRe
 
 
 def receive(catalogue: Catalogue, op: dict[str, Any]) -> None:
-    """A volume to receive into."""
+    """Make the volume that a snapshot is received into."""
     if op["v"] in catalogue.volumes:
         raise KeyError(op["v"])
     arrival = Arrival.unpack(op["arrival"])
@@ -23,18 +24,18 @@ def receive(catalogue: Catalogue, op: dict[str, Any]) -> None:
 
 
 def arrived(catalogue: Catalogue, op: dict[str, Any]) -> None:
-    """It has got so far."""
+    """Raise the position up to which the snapshot has arrived."""
     arrival = _arrival(catalogue, op["v"])
     arrival.position = max(arrival.position, op["position"])
 
 
 def received(catalogue: Catalogue, op: dict[str, Any]) -> None:
-    """It is whole, and becomes a snapshot."""
+    """Turn a volume whose snapshot has arrived completely into that snapshot."""
     arrival, came = _arrival(catalogue, op["v"]), catalogue.volumes[op["v"]]
     volume = catalogue.volumes.get(arrival.volume)
     if volume is not None and arrival.snapshot in volume.snapshots:
         raise KeyError(arrival.snapshot)
-    head = catalogue.new_head(op["head"], came.head)  # the old one is the snapshot
+    head = catalogue.new_head(op["head"], came.head)  # which becomes the snapshot
     del catalogue.volumes[op["v"]]
     old = 0
     if volume is None:
@@ -50,11 +51,11 @@ def received(catalogue: Catalogue, op: dict[str, Any]) -> None:
 
 
 def identify(catalogue: Catalogue, pool: UUID) -> None:
-    """Give an identity to snapshots of earlier versions, which have none: always the same one, as
-    pool and layer never come to mean something else.
+    """Give an identity to each snapshot of an earlier version, which has none.
 
-    New ones are random: of a pool that was copied and goes on twice, both make a layer of the
-    same number.
+    The identity is made from the pool and the layer's number, which are never reused, so it is the
+    same each time. New snapshots get random identities: when a copy of a pool is used beside the
+    original, both make layers of the same number.
     """
     for volume in catalogue.volumes.values():
         for snapshot in volume.snapshots.values():

@@ -18,7 +18,7 @@ from storage.format.values import decode, encode, text, whole
 
 
 class Catalogue(Lineage):
-    """All volumes, snapshots and layers at one commit."""
+    """All volumes, snapshots, schedules and layers at one commit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,14 +26,14 @@ class Catalogue(Lineage):
         self.schedules: dict[str, Schedule] = {}
 
     def shared_snapshots(self, volume: str, source: str) -> dict[str, SnapshotRecord]:
-        """The snapshots of `source` that `volume` stands on, oldest first."""
-        above = set()
+        """The snapshots of `source` that `volume` descends from, oldest first."""
+        ancestry = set()
         layer = self.volumes[volume].head
         while layer:
-            above.add(layer)
+            ancestry.add(layer)
             layer = self.layers[layer].parent
         theirs = self.volumes[source].snapshots
-        return {name: record for name, record in theirs.items() if record.layer in above}
+        return {name: record for name, record in theirs.items() if record.layer in ancestry}
 
     # -- persistence
 
@@ -61,7 +61,7 @@ class Catalogue(Lineage):
         """The inverse of `pack`.
 
         Raises:
-            DamagedError: anything else than a catalogue.
+            DamagedError: the data is no catalogue, or contradicts itself.
         """
         made = cls()
         try:
@@ -92,7 +92,7 @@ class Catalogue(Lineage):
         return made
 
     def _check(self) -> None:
-        """Refuse what does not add up, and count what stands on each layer."""
+        """Refuse a catalogue that contradicts itself; count the names and children of layers."""
         names = [v.head for v in self.volumes.values()]
         names += [s.layer for v in self.volumes.values() for s in v.snapshots.values()]
         parents = [record.parent for record in self.layers.values() if record.parent]

@@ -1,7 +1,8 @@
-"""The tree of layers, as plain data: who stands on whom, and what became of those that are gone.
+"""The tree of layers, as plain data: parents, and where the blocks of merged layers are now.
 
-A layer lives as long as a name, or another layer, needs it. Names and children are counted as they
-change, so nothing here looks at all layers but what checkpoints ask for.
+A layer without names and children dies. A layer with one child and no name is merged into the child
+by checkpoints. Names and children are counted as they change, so operations never look at all
+layers; only `merging` and `remove` do.
 """
 
 from collections.abc import Mapping
@@ -12,13 +13,16 @@ from storage.format.values import whole
 
 
 class LayerChanges(NamedTuple):
-    """What an operation did to the tree: layers made, parents first, layers that get copies of what
-    they inherit, layers that stand on nothing any more, and layers that die."""
+    """The layers that one operation changed, by number."""
 
     made: list[int]
+    """New layers, parents first."""
     copied: list[int]
+    """Layers that get copies of what they inherit."""
     severed: list[int]
+    """Layers that were cut off from their parents."""
     dropped: list[int]
+    """Layers that die."""
 
 
 class Lineage:
@@ -28,13 +32,13 @@ class Lineage:
         self.layers: dict[int, LayerRecord] = {}
         self.next_layer = 1
         self.aliases: dict[int, tuple[int, int]] = {}
-        """Merged layers: which one has their blocks now, and the first segment whose record tables
-        cannot name them any more."""
+        """By merged layer: the layer that has its blocks now, and the number of the first segment
+        whose record tables cannot name the merged layer any more."""
         self.changes = LayerChanges([], [], [], [])
-        """Of the operation that is carried out."""
+        """The changes of the operation that is being carried out."""
 
     def merging(self) -> dict[int, int]:
-        """Layers without a name that one other stands on, and which that is."""
+        """Return the only child of each layer that has one child and no name, by that layer."""
         layers = self.layers
         return {
             record.parent: number
@@ -43,8 +47,11 @@ class Lineage:
         }
 
     def remove(self, gone: Mapping[int, int | None], segment: int) -> None:
-        """Take out layers that store nothing; what stands on one then stands on its parent. Of
-        those that were merged into another one, segments before `segment` may still name them.
+        """Remove layers that store nothing any more; their children go to their parents.
+
+        Args:
+            gone: layers, each with the layer that it was merged into, or None.
+            segment: segments before this number may still name the merged layers.
         """
         removed = {number: self.layers.pop(number) for number in gone if number in self.layers}
         for record in self.layers.values() if removed else ():
@@ -58,16 +65,20 @@ class Lineage:
         self.aliases |= {n: (into, segment) for n, into in gone.items() if into is not None}
 
     def merged_into(self, number: int) -> int | None:
-        """Where the blocks of a layer went that is not there any more, or None."""
+        """Return the layer that a removed layer was merged into, or None."""
         alias = self.aliases.get(number)
         return None if alias is None else alias[0]
 
     def forget_aliases(self, oldest_segment: int) -> None:
-        """Drop the aliases that no segment needs; there is none before `oldest_segment`."""
+        """Drop the aliases that no segment needs; no segment is older than `oldest_segment`."""
         self.aliases = {n: a for n, a in self.aliases.items() if a[1] > oldest_segment}
 
     def new_head(self, number: int, parent: int) -> int:
-        """Make a layer for a volume to go on in, above another, or above none (0)."""
+        """Make a head for a volume, a child of `parent` or, with 0, of none; return its number.
+
+        Raises:
+            KeyError, ValueError: the number does not fit, or the parent is unknown or dying.
+        """
         if whole(number) <= parent or number in self.layers:
             raise KeyError(number)
         if parent and self.layers[parent].dying:
@@ -80,8 +91,8 @@ class Lineage:
         return number
 
     def unname(self, number: int) -> None:
-        """Take a name off a layer. If neither a name nor another layer needs it now, it dies, and
-        then its ancestors."""
+        """Take a name off a layer. A layer without names and children dies, and then each ancestor
+        that has none left."""
         self.layers[number].names -= 1
         self._drop_unused(number)
 
@@ -94,27 +105,27 @@ class Lineage:
             if number:
                 self.layers[number].children -= 1
 
-    def _heir(self, number: int) -> int:
-        """A layer, or which one has its blocks now: a checkpoint that was under way when an
-        operation named it may have merged it since.
+    def _surviving(self, number: int) -> int:
+        """Return the layer that has the blocks of a layer now: a checkpoint that was under way when
+        an operation named the layer may have merged it since.
         """
         while number not in self.layers and number in self.aliases:
             number, _ = self.aliases[number]
         return number
 
     def copies(self, number: int) -> None:
-        """Let a layer get copies of what it inherits."""
-        number = self._heir(number)
+        """Record that a layer gets copies of what it inherits."""
+        number = self._surviving(number)
         if number in self.layers:
             self.layers[number].copied = True
             self.changes.copied.append(number)
 
     def sever(self, number: int) -> None:
-        """Let a layer stand on nothing any more. What it stood on dies if nothing else needs it."""
-        number = self._heir(number)
-        above = self.layers[number].parent
+        """Cut a layer off from its parent, which dies if nothing else needs it."""
+        number = self._surviving(number)
+        parent = self.layers[number].parent
         self.layers[number].parent = 0
         self.changes.severed.append(number)
-        if above:
-            self.layers[above].children -= 1
-            self._drop_unused(above)
+        if parent:
+            self.layers[parent].children -= 1
+            self._drop_unused(parent)

@@ -1,4 +1,4 @@
-"""What volumes, snapshots and sizes may be."""
+"""Checks names, sizes, labels, limits and other notes that users give."""
 
 import re
 from collections.abc import Mapping
@@ -16,16 +16,16 @@ DESCRIPTION_BYTES_MAX = 1024
 """Room for a sentence and a few keys; the catalogue is kept in memory and in each checkpoint."""
 
 LIMIT_MAX = 1 << 50
-"""Of requests or bytes a second: far beyond any device, far below where numbers lose digits."""
+"""Requests or bytes per second: far more than any device, far less than floats hold exactly."""
 
 VOLUME_BYTES_MAX = BLOCK_BYTES << 40
 
 
 def check_name(name: str, what: str) -> str:
-    """Return the name.
+    """Return the name; `what` is the kind of thing that it names, for the message.
 
     Raises:
-        InvalidArgumentError: it is not acceptable; the message says what is.
+        InvalidArgumentError: the name is not acceptable; the message says which names are.
     """
     if not NAME.fullmatch(name):
         raise InvalidArgumentError(
@@ -36,7 +36,7 @@ def check_name(name: str, what: str) -> str:
 
 
 def check_size(size_bytes: int) -> int:
-    """Return the size of a volume. Raises as `check_name`."""
+    """Return the size of a volume: whole blocks, up to 4 PiB. Raises as `check_name`."""
     if size_bytes <= 0:
         raise InvalidArgumentError(f"a volume cannot have {size_bytes} bytes: name a size above 0")
     if size_bytes > VOLUME_BYTES_MAX:
@@ -44,20 +44,20 @@ def check_size(size_bytes: int) -> int:
             f"{size_bytes} bytes are too many: a volume has at most {VOLUME_BYTES_MAX} (4 PiB)"
         )
     if size_bytes % BLOCK_BYTES:
-        above = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
+        rounded_up = -(-size_bytes // BLOCK_BYTES) * BLOCK_BYTES
         raise InvalidArgumentError(
-            f"{size_bytes} bytes are not a multiple of {BLOCK_BYTES}: try {above}"
+            f"{size_bytes} bytes are not a multiple of {BLOCK_BYTES}: try {rounded_up}"
         )
     return size_bytes
 
 
 def check_notes(notes: Mapping[str, object], known: Notes) -> None:
-    """Accept what a user writes on a volume or a snapshot. Raises as `check_name`.
+    """Check notes that a user sets on a volume or a snapshot. Raises as `check_name`.
 
     Args:
-        notes: any of `description`, `labels` (an empty value takes one away), `protected`,
-            `limits` and `space` (a 0 takes one away).
-        known: what is written there already.
+        notes: any of `description`, `labels` (an empty value removes a label), `protected`,
+            `limits` and `space` (a 0 removes a limit or size).
+        known: the notes that the volume or snapshot has.
     """
     description, labels = notes.get("description", ""), notes.get("labels", {})
     if not _is_text(description, DESCRIPTION_BYTES_MAX):
@@ -86,7 +86,7 @@ def check_notes(notes: Mapping[str, object], known: Notes) -> None:
 
 
 def check_labels(labels: Mapping[str, object]) -> None:
-    """Accept names and values of labels. Raises as `check_name`."""
+    """Check names and values of labels. Raises as `check_name`."""
     for key, value in labels.items():
         if not NAME.fullmatch(str(key)) or not _is_text(value, LABEL_BYTES_MAX):
             raise InvalidArgumentError(

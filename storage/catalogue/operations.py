@@ -1,7 +1,7 @@
-r"""Operations of the catalogue, the only way in which it changes.
+r"""Operations of the catalogue: the only changes to it that are logged.
 
-They are small msgpack maps that are logged. The same `apply` runs when an operation is
-made and when it is replayed. Format version 1 of the operations
+An operation is a small msgpack map in the log. The same `apply` runs when an operation is
+carried out and when it is replayed. Format version 1 of the operations
 (`op` first, `v` names the volume, `at` is wall-clock time for display, layers are u64):
 
     create      v, size, head, at            a new volume with an empty head layer
@@ -11,31 +11,31 @@ made and when it is replayed. Format version 1 of the operations
                                              by is the schedule that makes it, or absent
     fork        v, from, head, on, at        freeze the head of `from` without a name; `from`
                                              goes on in layer `on`, the new v in layer `head`
-    rollback    v, snap, head                drop the head, go on in a new head above v@snap
+    rollback    v, snap, head                drop the head, go on in a new child of v@snap
     unsnapshot  v, snap                      drop the name of a snapshot
     delete      v                            drop the volume with all its snapshots
     resize      v, size
     rename      v, to                        a new name for a volume
     renamesnap  v, snap, to                  a new name for a snapshot
-    promote     v, from                      move the snapshots of `from` that v stands on to v
-    flatten     v, begin, layers             begin, or no longer try, to make v stand alone; these
-                                             layers get copies of what they inherit
+    promote     v, from                      move the snapshots of `from` that v descends from to v
+    flatten     v, begin, layers             begin, or give up, to make v independent; these layers
+                                             get copies of what they inherit
     sever       v, layers                    these layers of v have copies of all that they
-                                             inherited: they stand on nothing from now on
+                                             inherited: they have no parent from now on
     note        v, snap, notes               change notes of v, or of v@snap unless snap is empty
     schedule    name, spec                   set a schedule, or remove it without a spec
-    receive     v, size, head, on, origin,   a volume v whose head, above layer `on` if not 0, is to
-                at, arrival                  become a snapshot that is received; see `Arrival.pack`
-    arrived     v, position                  it has got so far
-    received    v, head, at                  it is whole: v goes, its head is the snapshot now, and
-                                             the volume goes on in a new head above it
+    receive     v, size, head, on, origin,   a volume v whose head, a child of `on` unless it is 0,
+                at, arrival                  is to become a received snapshot; see `Arrival.pack`
+    arrived     v, position                  the first `position` bytes of v have arrived
+    received    v, head, at                  v is complete: its head becomes the snapshot, v goes,
+                                             and the volume goes on in `head`, a child of that
 
 `id` is the identity of a snapshot, 16 random bytes that go with it wherever it is sent. Operations
 of earlier versions have none.
 
-A layer without a name is kept as long as two others stand on it. With one left, checkpoints merge
-it into that; with none it is dying until checkpoints have given back what it stored. The catalogue
-itself is stored in a checkpoint as one msgpack map: see `Catalogue.pack`.
+A layer without a name is kept as long as it has two children or more. With one child, checkpoints
+merge it into the child; without any it is dying until checkpoints have given back what it stored.
+The catalogue itself is stored in a checkpoint as one msgpack map: see `Catalogue.pack`.
 """
 
 from collections.abc import Callable
@@ -69,10 +69,12 @@ def check_operation(operation: Any) -> None:
 
 
 def apply(catalogue: Catalogue, operation: Operation) -> LayerChanges:
-    """Carry out one operation. Cost: what it changes, however many layers there are.
+    """Carry out one operation and return the layers it changed, for the map to follow.
+
+    Cost: in proportion to what the operation changes, however many layers there are.
 
     Raises:
-        DamagedError: it does not fit the catalogue; a replayed log would be damaged.
+        DamagedError: the operation does not fit the catalogue; a replayed log would be damaged.
     """
     catalogue.changes = LayerChanges([], [], [], [])
     try:
@@ -186,10 +188,10 @@ def rename_snapshot(catalogue: Catalogue, op: Operation) -> None:
     volume = catalogue.volumes[op["v"]]
     if op["to"] in volume.snapshots:
         raise KeyError(op["to"])
-    # In place: snapshots are listed oldest first.
+    # The snapshot keeps its place: snapshots are listed oldest first.
     old, new = op["snap"], op["to"]
     record = volume.snapshots[old]
-    record.schedule = ""  # whoever gives it a name of his own wants to keep it
+    record.schedule = ""  # a user who names a snapshot wants to keep it
     volume.snapshots = {
         (new if name == old else name): each for name, each in volume.snapshots.items()
     }
@@ -223,7 +225,7 @@ def note(catalogue: Catalogue, op: Operation) -> None:
 
 
 def flatten(catalogue: Catalogue, op: Operation) -> None:
-    """Begin to flatten a volume, or give it up."""
+    """Begin to flatten a volume, or give up flattening it."""
     catalogue.volumes[op["v"]].flattening = bool(op["begin"])
     for number in op["layers"]:
         catalogue.copies(number)
@@ -267,3 +269,4 @@ _OPERATIONS: dict[str, Callable[[Catalogue, Operation], None]] = {
     "flatten": flatten,
     "sever": sever,
 }
+"""Each raises KeyError, TypeError, ValueError or AttributeError if the operation does not fit."""

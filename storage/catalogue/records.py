@@ -1,4 +1,4 @@
-"""What the catalogue holds about each volume, snapshot and layer."""
+"""Records of the catalogue: one for each volume, snapshot and layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,38 +17,42 @@ class LayerRecord:
     parent: int = 0
     dying: bool = False
     names: int = 0
-    """How many volumes and snapshots it is; counted, not stored, as is the next."""
+    """The number of heads and snapshots that it is; counted, not stored, as `children` is."""
     children: int = 0
-    """How many layers stand on it."""
+    """The number of layers whose parent it is."""
     copied: bool = False
-    """It got copies of what it inherited: entries below may name other places of the same."""
+    """It got copies of what it inherited: entries of descendants may name either place."""
 
     @property
     def unused(self) -> bool:
-        """Whether nothing needs it."""
+        """Whether it has to die: no name and no child needs it."""
         return not (self.names or self.children or self.dying)
 
     @property
     def merges(self) -> bool:
-        """Whether it has to go into the one layer that stands on it."""
+        """Whether it has to be merged into its only child."""
         return self.children == 1 and not self.names
 
 
 @dataclass(slots=True)
 class Notes:
-    """What users write on volumes and snapshots. A protected one cannot be deleted; limits and
-    space count for volumes."""
+    """Notes that users set on volumes and snapshots. A protected one cannot be deleted; limits and
+    space apply to volumes."""
 
     description: str = ""
     labels: dict[str, str] = field(default_factory=dict)
     protected: bool = False
     limits: dict[str, float] = field(default_factory=dict)
-    """Of `storage.throttle.Limits`: those that are set."""
+    """The fields of `storage.throttle.Limits` that are set."""
     space: dict[str, int] = field(default_factory=dict)
     """`reserve_bytes` and `cap_bytes`, as far as they are set."""
 
     def change(self, notes: dict[str, Any]) -> None:
-        """Take what is named; a label, limit or size without a value goes."""
+        """Change the notes that are named; an empty label and a limit or size of 0 are removed.
+
+        Raises:
+            TypeError, ValueError, AttributeError: a value does not fit.
+        """
         self.description = text(notes.get("description", self.description))
         self.protected = bool(notes.get("protected", self.protected))
         for key, value in notes.get("limits", {}).items():
@@ -68,12 +72,16 @@ class Notes:
                 self.labels.pop(key, None)
 
     def pack(self) -> list[Any]:
-        """As msgpack takes it."""
+        """Return plain values for msgpack."""
         return [self.description, self.labels, self.protected, self.limits, self.space]
 
     @classmethod
     def unpack(cls, stored: Sequence[Any] = ("", {}, False)) -> "Notes":
-        """The inverse of `pack`; catalogues written before there were notes have none."""
+        """The inverse of `pack`; catalogues of earlier versions have fewer fields, or no notes.
+
+        Raises:
+            TypeError, ValueError, AttributeError: the values are no notes.
+        """
         description, labels, protected, *rest = stored
         texts = {text(key): text(value) for key, value in labels.items()}
         limits = {_limit(key): amount(value) for key, value in rest[0].items()} if rest else {}
@@ -108,14 +116,14 @@ class SnapshotRecord:
     created: str
     notes: Notes = field(default_factory=Notes)
     identity: UUID = UNKNOWN
-    """The same wherever it is sent to; `UNKNOWN` only in records older than that."""
+    """Goes with the snapshot wherever it is sent; `UNKNOWN` only in records of earlier versions."""
     schedule: str = ""
-    """Of an automatic snapshot, what made it."""
+    """The name of the schedule that made and manages it, or empty."""
 
 
 @dataclass(slots=True)
 class Arrival:
-    """What a volume is that a snapshot is being received into; it becomes that snapshot."""
+    """The snapshot that is being received into a volume, and how much of it has arrived."""
 
     volume: str
     snapshot: str
@@ -124,12 +132,12 @@ class Arrival:
     base: UUID
     """Identity of the snapshot that the stream is the difference to, or `UNKNOWN`."""
     size_bytes: int
-    """Of the snapshot; until it is whole, the volume is as large as the base if that is larger."""
+    """Of the snapshot; until it is complete, the volume is as large as the base if larger."""
     position: int = 0
-    """Everything before this offset has arrived, if the volume is there at all."""
+    """Everything before this offset, in bytes, has arrived."""
 
     def pack(self) -> list[Any]:
-        """As msgpack takes it."""
+        """Return plain values for msgpack."""
         return [
             self.volume, self.snapshot, self.created, self.identity.bytes, self.base.bytes,
             self.size_bytes, self.position,
@@ -137,7 +145,7 @@ class Arrival:
 
     @classmethod
     def unpack(cls, stored: Sequence[Any]) -> "Arrival":
-        """The inverse of `pack`."""
+        """The inverse of `pack`. Raises TypeError or ValueError."""
         volume, snapshot, created, identity, base, size, position = stored
         texts = text(volume), text(snapshot), text(created)
         return cls(*texts, UUID(bytes=identity), UUID(bytes=base), whole(size), whole(position))
@@ -145,7 +153,7 @@ class Arrival:
 
 @dataclass(slots=True)
 class VolumeRecord:
-    """A name, a size and a head layer."""
+    """A volume: its size, its head layer and its snapshots, oldest first."""
 
     size_bytes: int
     head: int
@@ -154,6 +162,6 @@ class VolumeRecord:
     snapshots: dict[str, SnapshotRecord] = field(default_factory=dict)
     notes: Notes = field(default_factory=Notes)
     arrival: Arrival | None = None
-    """It is being received, and no ordinary volume."""
+    """Set while a snapshot is received into it; it is no ordinary volume then."""
     flattening: bool = False
-    """To get copies of all that it inherits from other volumes, in the background."""
+    """Whether it gets copies of all that it inherits from other volumes, in the background."""

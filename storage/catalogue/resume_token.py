@@ -1,4 +1,4 @@
-r"""Tokens: how far a receiver got with which stream, in one word, for `cenote send --resume`.
+r"""Resume tokens: a stream and how far a receiver got with it, for `cenote send --resume`.
 
 `1.` and base64 (RFC 4648, section 5, without padding) of 44 bytes, little-endian:
 
@@ -25,7 +25,7 @@ _TOKEN = struct.Struct("<16s16sQ")
 
 @dataclass(frozen=True, slots=True)
 class ResumeToken:
-    """How far a receiver durably got with which stream."""
+    """A stream, by its snapshot and base, and the byte offset up to which it durably arrived."""
 
     snapshot: UUID
     base: UUID | None
@@ -39,7 +39,7 @@ class ResumeToken:
 
     @classmethod
     def parse(cls, text: str) -> "ResumeToken":
-        """The inverse of `str`. Raises InvalidArgumentError."""
+        """The inverse of `str`. Raises InvalidArgumentError if the text is no token."""
         version, _, coded = text.partition(".")
         try:
             body = base64.b64decode(coded + "=" * (-len(coded) % 4), b"-_", validate=True)
@@ -59,7 +59,7 @@ class ResumeToken:
 
 
 def token_of(record: VolumeRecord) -> ResumeToken:
-    """How far a volume that is being received durably got."""
+    """Return the token of a volume that a snapshot is being received into."""
     arrival = record.arrival
     assert arrival is not None
     base = None if arrival.base == UNKNOWN else arrival.base

@@ -1,8 +1,8 @@
-"""Which automatic snapshots a schedule no longer keeps. A pure decision, over times in UTC.
+"""Decides which automatic snapshots a schedule no longer keeps, from their times in UTC.
 
 `daily = 7` keeps the newest snapshot of each of the last seven days that have one, and so on;
-`last = 3` the three newest. What any rule keeps is kept. Newest means made last: a clock that was
-wrong for a while gives odd times, and yet the snapshot made just now is never the one to go.
+`last = 3` keeps the three newest. A snapshot stays if any rule keeps it. Newest means made last: a
+clock that was wrong for a while gives odd times, but the snapshot made just now always stays.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,7 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class Automatic:
-    """An automatic snapshot; a `spared` one is protected or in use, and stays in any case."""
+    """An automatic snapshot. `spared`: it is protected or in use, and stays in any case."""
 
     name: str
     at: datetime
@@ -31,11 +31,11 @@ RULES: dict[str, Callable[[Automatic], str]] = {
     "monthly": _by("%Y-%m"),
     "yearly": _by("%Y"),
 }
-"""What snapshots have in common of which a rule keeps one. Weeks begin on Monday."""
+"""By rule, the period of a snapshot; a rule keeps one snapshot a period. Weeks begin on Monday."""
 
 
 def expired(snapshots: Sequence[Automatic], keep: Mapping[str, int]) -> list[str]:
-    """The names of those that go.
+    """Return the names of the snapshots to delete, in the order in which they were made.
 
     Args:
         snapshots: in the order in which they were made; names are unique.

@@ -1,9 +1,9 @@
 """Schedules of automatic snapshots: of which volumes, how often, and which are kept.
 
-Snapshots are due at round times: every hour at the full hour, every day at midnight, UTC. When one
-is due follows from the time of the last one alone, so it does not matter whether the daemon ran
-in between: what was missed is made up for once. Two clocks are asked. The wall clock says which
-round time it is; a monotonic one that a period has gone by even if the wall clock was set back.
+Snapshots are due at round times: every hour at the full hour, every day at midnight, UTC. The time
+of the last snapshot alone decides when the next one is due, whether or not the daemon ran in
+between: one snapshot makes up for all that were missed. The wall clock gives the round time; a
+monotonic clock shows that a period has passed even if the wall clock was set back.
 """
 
 from collections.abc import Collection, Mapping
@@ -30,8 +30,8 @@ VOLUMES_MAX = 256
 SCHEDULES_MAX = 1000
 
 LATE = 1.1
-"""In periods of the monotonic clock: then one is due whatever the wall clock says. Not sooner, as
-the clocks differ a little, and the round time is what people look for."""
+"""After so many periods of the monotonic clock a snapshot is due whatever the wall clock says. Not
+sooner: the clocks differ a little, and users expect snapshots at round times."""
 
 _MONDAY = datetime(1970, 1, 5, tzinfo=UTC)
 
@@ -50,7 +50,7 @@ class Schedule:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     def matches(self, volume: str, labels: Mapping[str, str]) -> bool:
-        """Whether snapshots of a volume with these labels are to be made."""
+        """Whether the schedule makes snapshots of a volume with these labels."""
         named = not self.volumes or any(fnmatchcase(volume, each) for each in self.volumes)
         return named and all(labels.get(key) == value for key, value in self.labels.items())
 
@@ -70,22 +70,22 @@ class Schedule:
         """Whether to make a snapshot.
 
         Args:
-            last: when the last one was made that is not after `now`, if there is one.
-            elapsed_s: at least so long ago, by a clock that is never set.
+            last: the time of the last snapshot that was made before `now`, or None.
+            elapsed_s: seconds since then at least, by a monotonic clock.
         """
         if last is None or elapsed_s >= self.every_s * LATE:
             return True
         return self.round_time(now) > self.round_time(last)
 
     def next_time(self, now: datetime, last: datetime | None) -> datetime:
-        """When the next one is due, by the wall clock; `now` when it is."""
+        """When the next snapshot is due by the wall clock; `now` if it is due already."""
         due = self.is_due(now, last, 0)
         return now if due else self.round_time(now) + timedelta(seconds=self.every_s)
 
     # -- as plain values
 
     def pack(self) -> dict[str, Any]:
-        """As msgpack takes it."""
+        """Return plain values for msgpack."""
         return {
             "every": self.every_s, "keep": dict(self.keep), "volumes": list(self.volumes),
             "labels": dict(self.labels),
@@ -96,7 +96,7 @@ class Schedule:
         """The inverse of `pack`.
 
         Raises:
-            KeyError, TypeError, ValueError, AttributeError: anything else.
+            KeyError, TypeError, ValueError, AttributeError: the values are no schedule.
         """
         keep = {text(rule): whole(count) for rule, count in stored["keep"].items()}
         if not keep.keys() <= RULES.keys():
@@ -107,10 +107,10 @@ class Schedule:
 
 
 def check_schedule(name: str, schedule: Schedule) -> Schedule:
-    """Accept what a user asks for.
+    """Return the schedule that a user asks for.
 
     Raises:
-        InvalidArgumentError: the message says what is acceptable.
+        InvalidArgumentError: it is not acceptable; the message says which schedules are.
     """
     check_name(name, "schedule")
     if not EVERY_S_MIN <= schedule.every_s <= EVERY_S_MAX:
@@ -138,13 +138,13 @@ def check_schedule(name: str, schedule: Schedule) -> Schedule:
 
 
 def _without_wildcards(pattern: str) -> str:
-    """The pattern with something in place of what stands for other characters."""
+    """Return the pattern with a letter in place of each wildcard character."""
     return "".join("x" if char in "*?[]!" else char for char in pattern)
 
 
 def snapshot_name(at: datetime, taken: Collection[str]) -> str:
-    """What an automatic snapshot is called: `auto-2026-11-24T1200Z`, or with `-2` behind it, and so
-    on, when a volume has one of that name."""
+    """Return a name for an automatic snapshot: `auto-2026-11-24T1200Z`, with `-2`, `-3` and so on
+    appended when that is in `taken`."""
     name = at.astimezone(UTC).strftime("auto-%Y-%m-%dT%H%MZ")
     number = 1
     found = name

@@ -1,8 +1,9 @@
-"""Who stands on whom: volumes, their snapshots and clones as a tree.
+"""The tree of volumes, their snapshots and their clones, made from the tree of layers.
 
-The tree of layers says it all, but not in users' words. Here each layer belongs to one volume:
-the one whose head or snapshot it is, or, if it has no name, one that stands on it; of several
-the one that the others were cloned from. So a volume stands on a layer of another, or on nothing.
+Each layer is assigned to one volume. A layer with a name belongs to the volume whose head or
+snapshot it is. A layer without a name belongs to a volume that descends from it; if several do, to
+the volume that the others were cloned from. So each volume is a child of a layer of another volume,
+or has no parent.
 """
 
 from collections import Counter
@@ -13,12 +14,12 @@ from storage.info import NodeKind, TreeNode
 
 
 class VolumeTree:
-    """The catalogue's layers by owner. Cost: a look at each layer."""
+    """Assigns the catalogue's layers to volumes. Cost: one pass over the layers."""
 
     def __init__(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue
         self.owners: dict[int, str] = {}
-        """Layer to volume; layers that wait to be given back have none."""
+        """The volume of each layer, by layer; dying layers have none."""
         self.names: dict[int, str] = {}
         """`VOL` and `VOL@SNAP` by layer."""
         for name, volume in catalogue.volumes.items():
@@ -27,7 +28,7 @@ class VolumeTree:
                 self._name(record.layer, name, f"{name}@{snapshot}")
         for name in sorted(catalogue.volumes, key=self._generation):
             for layer in self._named(name):
-                self._claim_above(layer, name)
+                self._claim_ancestors(layer, name)
         self._oldest = {owner: layer for layer, owner in sorted(self.owners.items(), reverse=True)}
         layers = catalogue.layers
         self.clones = Counter(
@@ -35,7 +36,7 @@ class VolumeTree:
             for number, record in layers.items()
             if record.parent and self.owners[number] != self.owners[record.parent]
         )
-        """How many layers of other volumes stand on each layer."""
+        """By layer, the number of its children that belong to other volumes."""
 
     def _name(self, layer: int, owner: str, name: str) -> None:
         self.owners[layer] = owner
@@ -48,7 +49,7 @@ class VolumeTree:
             yield snapshot.layer
 
     def _generation(self, volume: str) -> int:
-        """How many volumes it was cloned from, one from another."""
+        """Return the length of a volume's chain of origins, itself included."""
         volumes = self._catalogue.volumes
         seen: set[str] = set()
         while volume in volumes and volume not in seen:
@@ -56,15 +57,15 @@ class VolumeTree:
             volume = volumes[volume].origin.partition("@")[0]
         return len(seen)
 
-    def _claim_above(self, layer: int, volume: str) -> None:
+    def _claim_ancestors(self, layer: int, volume: str) -> None:
         layers = self._catalogue.layers
-        up = layers[layer].parent
-        while up and up not in self.owners:
-            self.owners[up] = volume
-            up = layers[up].parent
+        ancestor = layers[layer].parent
+        while ancestor and ancestor not in self.owners:
+            self.owners[ancestor] = volume
+            ancestor = layers[ancestor].parent
 
-    def uppermost(self, volume: str) -> list[int]:
-        """The layers of a volume that stand on layers of others: usually one, or none."""
+    def branch_layers(self, volume: str) -> list[int]:
+        """The layers of a volume whose parents belong to other volumes: usually one, or none."""
         layers = self._catalogue.layers
         return sorted(
             number
@@ -75,14 +76,16 @@ class VolumeTree:
         )
 
     def base(self, volume: str) -> int:
-        """The layer of another volume that this one stands on, or 0: that of its oldest layer, as
-        rolling back and promoting may leave it with several. So nobody stands on himself.
+        """The parent of the volume's oldest layer, a layer of another volume, or 0 if it has none.
+
+        Rollback and promotion may leave a volume with several layers whose parents belong to other
+        volumes. The oldest one counts, so no volume descends from itself.
         """
         return self._catalogue.layers[self._oldest[volume]].parent
 
 
 def tree(catalogue: Catalogue, pages_left: Callable[[int], int]) -> list[TreeNode]:
-    """Everything that stands on something, each below what it is shown under.
+    """Return a node for each volume, each snapshot and each layer without a name.
 
     Args:
         pages_left: how many pages of its map a layer still has.

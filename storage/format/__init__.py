@@ -1,5 +1,5 @@
-"""Bytes on disk and the plain values they decode to; FORMAT.md is made from these modules.
+"""Encodes and decodes the bytes on disk; FORMAT.md is made from the docstrings of these modules.
 
-No I/O, no state: bytes in, values out, and back. Every parser takes any bytes and gives a value or
-DamagedError.
+No I/O and no state: each module turns bytes into plain values and back. Every parser takes any
+bytes and returns a value or raises an error of the pool.
 """

@@ -35,7 +35,7 @@ Format version 1. A piece is [word A, word B]; large parts are cut into pieces o
     extra        [number, [[member, slot], ...]] of the segments that hold the pieces named here,
                  and of metadata segments begun after the table was written
 
-The root is the last piece of a checkpoint: metadata goes on behind it.
+The root is the last piece of a checkpoint; the next metadata is written behind it.
 """
 
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ ROOT_BYTES_MAX = 65536
 
 @dataclass(frozen=True, slots=True)
 class LogPosition:
-    """A point between two commits: everything through `commit` comes before it."""
+    """A point in the log behind `commit`; the table above defines each field."""
 
     commit: int
     checksum: int
@@ -78,7 +78,7 @@ class Root:
     extra: list[tuple[int, tuple[Copy, ...]]]
 
     def pack(self) -> bytes:
-        """The root as stored."""
+        """Return the root as msgpack, before compression."""
         at = self.position
         return values.encode(
             {
@@ -96,7 +96,7 @@ def unpack(data: bytes) -> Root:
     """Read a root.
 
     Raises:
-        DamagedError: anything else than a root.
+        DamagedError: the bytes are no root of this version.
     """
     stored = values.decode(data)
     try:
@@ -131,7 +131,7 @@ def _pieces(value: Any) -> list[Piece]:
 
 
 def pack_index(rows: list[tuple[int, int, int, int]]) -> bytes:
-    """The directory index: (layer, chunk, word A, word B) of every chunk."""
+    """Return the directory index as bytes; a row is (layer, chunk, word A, word B)."""
     return np.array(rows, dtype="<u8").reshape(-1, 4).tobytes()
 
 
@@ -139,7 +139,7 @@ def unpack_index(data: bytes) -> list[tuple[int, int, int, int]]:
     """The inverse of `pack_index`.
 
     Raises:
-        DamagedError: the size is wrong.
+        DamagedError: the size is no multiple of a row.
     """
     if len(data) % 32:
         raise DamagedError("directory index has the wrong size")

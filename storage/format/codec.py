@@ -1,7 +1,9 @@
-"""How stored bytes are made and read: lz4 where it helps, xxh3 always.
+"""Compresses and hashes stored bytes: lz4 where it saves space, xxh3_64 always.
 
 An extent is kept raw when lz4 saves less than one eighth. The lz4 form is the block
 format without a size prefix; the reader knows how many bytes to expect at most.
+
+Sources: "LZ4 Block Format Description" and "xxHash fast digest algorithm", by Y. Collet.
 """
 
 import lz4.block
@@ -16,22 +18,23 @@ digest_of = xxhash.xxh3_64_intdigest
 
 
 def compress(data: Buffer, plain_bytes: int) -> bytes | None:
-    """The lz4 form of `data` (of `plain_bytes` bytes), or None when it does not save 1/8."""
+    """Return the lz4 form of `data` (of `plain_bytes` bytes), or None if it saves less than 1/8."""
     packed: bytes = lz4.block.compress(data, store_size=False)
     return packed if len(packed) <= plain_bytes - plain_bytes // 8 else None
 
 
 def pack(data: bytes) -> tuple[int, bytes]:
-    """Choose the stored form of metadata: (kind, stored bytes)."""
+    """Return the stored form of metadata: (RAW or LZ4, stored bytes)."""
     packed = compress(data, len(data)) if len(data) >= 128 else None
     return (RAW, data) if packed is None else (LZ4, packed)
 
 
 def expand(kind: int, stored: Buffer, plain_bytes_max: int) -> bytes:
-    """Undo `pack` or `compress`.
+    """Return the plain bytes of a stored form: undoes `pack` or `compress`.
 
     Raises:
-        DamagedError: not a form this version knows, or it does not fit `plain_bytes_max`.
+        DamagedError: this version does not know the kind, or the lz4 form is damaged or expands
+            to more than `plain_bytes_max`.
     """
     if kind == RAW:
         return bytes(stored)

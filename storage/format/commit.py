@@ -40,13 +40,12 @@ A record is a header and a body, padded with zeros to a multiple of 8:
                        moves name; it was flushed before this commit was written (R13)
 
 Replay applies the records of a commit by type: PLACED first, then ZEROES, EXTENTS, MOVES, and
-then the rest. A move counts for a block only if the layer's own entry of it still is exactly the
-old one. What a commit does is whole or not at all: it counts when header, table and payload
-are good.
+then the other types. A move applies to a block only if the layer's own entry of the block still
+equals the old words exactly. A commit is atomic: it counts when header, table and payload are good.
 
-Blocks that are moved lie in segments of their own. There too each batch has a header and a
-record table, with EXTENTS alone, so that what a segment holds can be found from the
-segment. These are not part of the chain: the magic is b"CENMOVED", number and previous are 0.
+Moved blocks lie in segments of their own. Each batch of them also has a header and a record table,
+with EXTENTS alone, so that the segment itself tells what it holds. These headers are not part of
+the chain: the magic is b"CENMOVED", number and previous are 0.
 """
 
 import struct
@@ -122,7 +121,7 @@ class CommitHeader:
 
 @dataclass(frozen=True, slots=True)
 class LayerExtents:
-    """What one commit stores of one layer; arrays of u64, one item per extent."""
+    """The extents that one commit stores for one layer; u64 arrays, shape (extents,)."""
 
     layer: int
     blocks: Words
@@ -136,7 +135,7 @@ MOVE_COUNT_SHIFT = 56
 
 @dataclass(frozen=True, slots=True)
 class LayerMoves:
-    """Where blocks of one layer went; `rows` of shape (n, 5), u64, as in the table above."""
+    """Moved blocks of one layer; `rows` has shape (n, 5), u64, as in the table above."""
 
     layer: int
     rows: Words
@@ -144,7 +143,7 @@ class LayerMoves:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A segment outside the log that moves name, and how much of it is used."""
+    """A segment outside the log that moves name, and its used bytes."""
 
     segment: int
     used_bytes: int
@@ -166,13 +165,13 @@ class Records:
 
     @property
     def count(self) -> int:
-        """How many changes to the map these are; what replay is bounded by."""
+        """The number of changes to the map; the bound on replay counts these."""
         moved = sum(len(m.rows) for m in self.moves)
         return sum(len(e.blocks) for e in self.extents) + len(self.zeroes) + moved
 
 
 def encode_header(header: CommitHeader, magic: bytes = MAGIC) -> tuple[bytes, int]:
-    """The header's 128 bytes, and its checksum, which the next header repeats."""
+    """Return the header's 128 bytes and its checksum, which the next header repeats."""
     packed = bytearray(HEADER_BYTES)
     _HEADER.pack_into(
         packed, 0, magic, VERSION, 0, header.table_bytes, header.pool_uuid.bytes,
@@ -188,7 +187,7 @@ def decode_header(data: Buffer, magic: bytes = MAGIC) -> CommitHeader | None:
     """Read a header; None when the bytes are not one.
 
     Raises:
-        FormatVersionError: made by a newer Cenote.
+        FormatVersionError: a newer Cenote wrote the header.
     """
     view = memoryview(data)
     if len(view) < HEADER_BYTES or view[:8] != magic:
@@ -213,7 +212,7 @@ def _record(kind: int, layer: int, body: bytes) -> bytes:
 
 
 def encode_table(records: Records) -> bytes:
-    """The record table; locations must be final."""
+    """Return the record table as bytes; the locations in `records` must be final."""
     parts = []
     for e in records.extents:
         rows = np.empty((len(e.blocks), 3), dtype="<u8")
@@ -330,7 +329,7 @@ def _expect(condition: bool, what: str) -> None:
 
 
 def payload_is_good(commit: Buffer, header: CommitHeader, records: Records) -> bool:
-    """Whether every extent that this commit carries has its full 64-bit hash.
+    """Whether every extent in this commit's payload matches its full 64-bit hash.
 
     `commit` is the whole commit, from its header on.
     """
@@ -351,7 +350,7 @@ def payload_is_good(commit: Buffer, header: CommitHeader, records: Records) -> b
 
 
 def expand_extents(e: LayerExtents) -> tuple[Words, Words, Words]:
-    """One row per block instead of one per extent: (block numbers, words A, words B)."""
+    """Return one item per block instead of one per extent: (block numbers, words A, words B)."""
     counts = (e.b >> np.uint64(20) & np.uint64(0xF)).astype(np.int64) + 1
     if not len(counts) or counts.max() == 1:
         return e.blocks, e.a, e.b

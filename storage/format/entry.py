@@ -10,8 +10,8 @@
              bits 24..63  low 40 bits of xxh3_64 of the stored bytes
 
 The same two words locate metadata (pages, directories, tables), as extents of one "block".
-The checksum lives with the pointer, so a lost, misdirected or stale write is found,
-not just a flipped bit. A location never comes to mean something else: segment numbers
+The checksum lies with the pointer, so a lost, misdirected or stale write is found,
+not just a flipped bit. A location never changes its meaning: segment numbers
 are not reused and segments are append-only.
 """
 
@@ -43,14 +43,14 @@ CHECK_MASK = (1 << 40) - 1
 SEGMENT_SHIFT = 25
 OFFSET_MASK = (1 << 22) - 1
 INDEX_STEP = 1 << 16
-"""What word B gains from one block of an extent to the next."""
+"""The difference of word B between one block of an extent and the next."""
 
 Words = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """One entry, decoded. `check` is the low 40 bits of the hash of the stored bytes."""
+    """One entry, decoded; `offset` in bytes. `check`: low 40 bits of the stored bytes' hash."""
 
     kind: int
     segment: int
@@ -62,21 +62,21 @@ class Location:
 
 
 def pack_a(kind: int, segment: int, offset: int) -> int:
-    """Word A of an entry; `offset` is bytes from the start of the segment."""
+    """Return word A of an entry; `offset` is bytes from the start of the segment."""
     assert offset % OFFSET_GRAIN_BYTES == 0
     assert 0 <= offset < SEGMENT_BYTES_MAX
     return kind | (offset // OFFSET_GRAIN_BYTES) << 3 | segment << SEGMENT_SHIFT
 
 
 def pack_b(stored_bytes: int, blocks: int, digest: int, index: int = 0) -> int:
-    """Word B of an entry; `digest` is the full xxh3_64 of the stored bytes."""
+    """Return word B of an entry; `digest` is the full xxh3_64 of the stored bytes."""
     return (
         (stored_bytes - 1) | index << 16 | (blocks - 1) << 20 | (digest & CHECK_MASK) << CHECK_SHIFT
     )
 
 
 def unpack(a: int, b: int) -> Location:
-    """Decode one entry; any two words decode to something, `kind` says whether it is known."""
+    """Decode one entry. Any two words decode; the result is valid if `kind` is a known one."""
     return Location(
         kind=a & KIND_MASK,
         segment=a >> SEGMENT_SHIFT,
@@ -89,16 +89,16 @@ def unpack(a: int, b: int) -> Location:
 
 
 def segments_of(a: Words) -> Words:
-    """Segment number of each entry, shape as `a`."""
+    """Return the segment number of each entry, shape as `a`."""
     return a >> np.uint64(SEGMENT_SHIFT)
 
 
 def shares_of(a: Words, b: Words) -> NDArray[np.int64]:
-    """Bytes of stored space that each block's entry accounts for, shape as `a`.
+    """Return the stored bytes that each block's entry accounts for, shape as `a`.
 
     The shares of the blocks of one extent add up to its stored bytes exactly, so live
-    counts add up however an extent dies: block i of n holds
-    floor((i+1)*stored/n) - floor(i*stored/n). Absent and zero entries hold nothing.
+    counts are exact in whatever order the blocks are overwritten: block i of n accounts for
+    floor((i+1)*stored/n) - floor(i*stored/n). Absent and zero entries account for 0.
     """
     stored = (b & np.uint64(0xFFFF)).astype(np.int64) + 1
     index = (b >> np.uint64(16) & np.uint64(0xF)).astype(np.int64)
@@ -108,7 +108,7 @@ def shares_of(a: Words, b: Words) -> NDArray[np.int64]:
 
 
 def live_by_segment(a: Words, b: Words) -> dict[int, int]:
-    """Sum of `shares_of` by segment number; segments that hold nothing are left out."""
+    """Return the sum of `shares_of` by segment number, without segments that hold none."""
     stored = (a & np.uint64(KIND_MASK)) >= np.uint64(RAW)
     if not stored.any():
         return {}

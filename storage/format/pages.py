@@ -1,8 +1,8 @@
-r"""Pages and directories of the block map, as they lie on disk.
+r"""The stored form of the block map: pages and directory chunks.
 
-A page maps 1,024 blocks. A layer stores of a page at most one base and one cumulative
-delta against the nearest base at or above that layer. Both have this form, format
-version 1, little-endian; `n` is the count:
+A page maps 1,024 blocks. For each page a layer stores at most one base and one cumulative
+delta. The delta counts from the nearest base, the layer's own or an ancestor's. Both have this
+form, format version 1, little-endian; `n` is the count:
 
     offset  size  field    meaning
          0     2  version  u16, 1
@@ -12,7 +12,7 @@ version 1, little-endian; `n` is the count:
 then n low bytes and n high bytes of the u16 slots, then word A and word B of the n entries,
 each word as eight planes of n bytes, lowest byte first: the planes of equal bytes are
 what lz4 removes. A slot is the block's index in the page; bit 15 marks an inherited entry,
-a hint that belongs to a layer above (R6). In a delta, an entry of kind 0 says that
+a hint that belongs to an ancestor (R6). In a delta, an entry of kind 0 says that
 the base's entry is gone.
 
 A directory chunk lists the pages of one layer for 1,024 pages: rows of 32 bytes, base A, base B,
@@ -42,7 +42,7 @@ _HEAD = struct.Struct("<HHI")
 
 
 def encode_page(slots: NDArray[np.int64], entries: Words, own: Flags) -> bytes:
-    """Pack the entries of `slots` (ascending block indexes in the page).
+    """Return the page blob of the entries of `slots`, ascending block indexes in the page.
 
     Args:
         slots: shape (n,).
@@ -60,7 +60,7 @@ def decode_page(blob: Buffer) -> tuple[NDArray[np.int64], Words, Flags]:
     """The inverse of `encode_page`: slots (n,), entries (n, 2), own (n,).
 
     Raises:
-        DamagedError: not a page blob, or slots out of order.
+        DamagedError: the blob is no page, or its slots are out of order.
     """
     view = memoryview(blob)
     if len(view) < _HEAD.size:
@@ -78,7 +78,7 @@ def decode_page(blob: Buffer) -> tuple[NDArray[np.int64], Words, Flags]:
 
 
 def decode_chunk(blob: Buffer) -> Words:
-    """A directory chunk as a writable array of shape (1024, 4).
+    """Return a directory chunk as a writable u64 array of shape (1024, 4).
 
     Raises:
         DamagedError: the size is wrong.

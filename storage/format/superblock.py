@@ -1,4 +1,4 @@
-r"""The superblock: who a member is, which pool, who is in sync, where everything starts.
+r"""The superblock: identifies a member and its pool; names the members in sync and the root.
 
 Format version 1, 16 KiB, little-endian; offsets and sizes in bytes.
 
@@ -59,10 +59,13 @@ Member:
        120     8  left_had         u64, xxh3_64 of left_holder and left_sequence of the one that
                                    it had for certain, should none of these have arrived
 
-A member holds a ring of eight at its start and a copy of the newest at its end. The one
-with the highest (epoch, sequence) counts; a write goes to the place sequence % 8, so a torn
-write loses nothing that was flushed (R15). Sequence 0 is that of a device that is about to be
-added: it is a member when the others' superblocks name it, and else nothing.
+The last three fields say which superblocks a stale member may hold: the last one that was to be
+written to it, and the last one that it took for certain.
+
+A member holds a ring of eight superblocks at its start and a copy of the newest at its end. The
+superblock with the highest (epoch, sequence) counts. It is written to the place sequence % 8 of
+the ring, so a torn write loses nothing that was flushed (R15). A device that is about to be added
+has sequence 0; it is a member only if the other members' superblocks name it.
 """
 
 import struct
@@ -120,7 +123,7 @@ class Jump:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A superblock that a member was given, and so all that its holder wrote before."""
+    """Identifies a superblock given to a member, and with it all earlier ones of its holder."""
 
     holder: int = 0
     """xxh3_64 of the holder's id."""
@@ -128,28 +131,31 @@ class Seen:
 
     @property
     def mark(self) -> int:
-        """Stands for exactly this one."""
+        """A hash of holder and sequence, to recognize exactly this superblock."""
         return digest_of(_SEEN.pack(self.holder, self.sequence))
 
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What a stale member may have: it failed, and nobody knows what of its last writes arrived."""
+    """The superblocks that a stale member may hold: its last writes may have arrived or not."""
 
     tried: Seen = Seen()
-    """The last superblock that it was to be given."""
+    """The last superblock that was to be written to it."""
     had: int = 0
-    """The mark of the one that it took for certain, maybe of another holder; 0 if unknown."""
+    """The mark of the last one it took for certain, maybe of another holder; 0 if unknown."""
 
     def covers(self, seen: Seen) -> bool:
-        """Whether a member that has this one has done nothing on its own since it was left."""
+        """Whether the member may hold `seen` without having been used since it failed."""
         is_tried = seen.holder == self.tried.holder and seen.sequence <= self.tried.sequence
         return is_tried or seen.mark == self.had
 
 
 @dataclass(frozen=True, slots=True)
 class MemberRow:
-    """One member as the pool knows it; `stale_since` is None for one in sync."""
+    """A row of the member table.
+
+    `stale_since` is the last commit that a stale member is known to hold, None for one in sync.
+    """
 
     uuid: UUID
     host: str
@@ -157,12 +163,12 @@ class MemberRow:
     slots: int
     stale_since: int | None = None
     left: Left = Left()
-    """What a stale one may have."""
+    """The superblocks that a stale member may hold."""
 
 
 @dataclass(frozen=True, slots=True)
 class RootPointer:
-    """Where the newest checkpoint's root is; no copies means there is none yet."""
+    """The place of the newest checkpoint's root; `checkpoint` is 0 before the first one."""
 
     checkpoint: int = 0
     a: int = 0
@@ -189,30 +195,30 @@ class Superblock:
     jumps: tuple[Jump, ...]
     members: tuple[MemberRow, ...]
     read_only: bool = False
-    """An unknown read-compatible feature is set."""
+    """Whether an unknown read-compatible feature is set."""
 
     @property
     def order(self) -> tuple[int, int]:
-        """The highest one is the newest."""
+        """(epoch, sequence); the superblock with the highest is the newest."""
         return (self.epoch, self.sequence)
 
     @property
     def seen(self) -> Seen:
-        """What to remember of it."""
+        """Its holder and sequence."""
         return Seen(digest_of(self.holder.bytes), self.sequence)
 
     @property
     def joining(self) -> bool:
-        """Whether the device was about to be added when this was written."""
+        """Whether the device was about to be added when this superblock was written."""
         return not self.sequence
 
     @property
     def me(self) -> MemberRow:
-        """The row of the device this was read from."""
+        """The row of the device that this superblock was read from."""
         return self.members[self.member_index]
 
     def for_member(self, index: int) -> "Superblock":
-        """The same superblock as written to another member."""
+        """The same superblock for another member."""
         return replace(self, member_index=index)
 
 
@@ -230,7 +236,7 @@ def _unpack_copies(data: bytes, members: int) -> tuple[Copy, ...]:
 
 
 def encode(sb: Superblock) -> bytes:
-    """The 16 KiB of one superblock."""
+    """Return the 16 KiB of a superblock, checksum included."""
     body = bytearray(SUPERBLOCK_BYTES)
     _PREAMBLE.pack_into(body, 0, MAGIC, 0, VERSION, len(sb.members), sb.member_index, len(sb.jumps))
     root = sb.root
@@ -257,10 +263,10 @@ def encode(sb: Superblock) -> bytes:
 
 
 def decode(data: Buffer) -> Superblock | None:
-    """Read one superblock; None when there is none here, or only a torn one.
+    """Read a superblock; None when the bytes hold none, or a torn one.
 
     Raises:
-        FormatVersionError: made by a newer Cenote, or with features unknown here.
+        FormatVersionError: a newer Cenote wrote it, or it has incompatible features unknown here.
         DamagedError: the checksum is right but the fields make no sense.
     """
     body = memoryview(data)

@@ -1,6 +1,7 @@
-"""Plain values out of msgpack: of the type and in the range that they must have (R18).
+"""Reads plain values from msgpack and checks their types and ranges (R18).
 
-Whoever reads them turns a ValueError, and whatever else does not fit, into DamagedError.
+Parsers turn the ValueError of these checks, and any other error over malformed values, into
+DamagedError.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ import msgpack
 from storage.errors import DamagedError
 
 NUMBER_MAX = (1 << 63) - 1
-"""Of layers, sizes and positions: what every reader can hold."""
+"""The largest layer number, size or position: it fits a signed 64-bit integer."""
 
 
 def whole(value: Any) -> int:
@@ -21,30 +22,30 @@ def whole(value: Any) -> int:
 
 
 def text(value: Any) -> str:
-    """Return a name or what somebody wrote. Raises ValueError."""
+    """Return a name, or a text that a user wrote. Raises ValueError."""
     if type(value) is not str:
         raise ValueError(f"not a text: {value!r}"[:100])
     return value
 
 
 def amount(value: Any) -> float:
-    """Return what may be measured, whole or not. Raises ValueError."""
+    """Return an amount that may be a fraction, such as a limit. Raises ValueError."""
     if type(value) not in (int, float) or not 0 <= value <= NUMBER_MAX:
         raise ValueError(f"not an amount: {value!r}"[:100])
     return value  # type: ignore[no-any-return]
 
 
 def encode(value: Any) -> bytes:
-    """Plain values as msgpack."""
+    """Return plain values as msgpack."""
     packed: bytes = msgpack.packb(value)
     return packed
 
 
 def decode(data: bytes) -> Any:
-    """Plain values from msgpack; every length it claims is held against the bytes there are (R18).
+    """Return plain values from msgpack, which checks each claimed length against the data (R18).
 
     Raises:
-        DamagedError: not msgpack.
+        DamagedError: the data is not msgpack.
     """
     try:
         return msgpack.unpackb(data, strict_map_key=False)

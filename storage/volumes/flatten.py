@@ -133,7 +133,7 @@ class Flattener:
         return next(names, None) if record.flattening else None
 
     def _uppermost(self, name: str) -> list[Layer]:
-        return [self._map.layers[n] for n in VolumeTree(self._live).uppermost(name)]
+        return [self._map.layers[n] for n in VolumeTree(self._live).branch_layers(name)]
 
     def _is_here(self, layer: Layer) -> bool:
         """Whether copies may go into a layer: it is there, and stands on one of another volume."""

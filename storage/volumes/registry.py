@@ -248,7 +248,7 @@ class Registry:
         record = self.record(name)
         if not on and not record.flattening:
             raise InvalidArgumentError(f"{name} is not being flattened")
-        layers = VolumeTree(self._live).uppermost(name) if on else []
+        layers = VolumeTree(self._live).branch_layers(name) if on else []
         if on and not record.origin and not layers:
             raise InvalidArgumentError(f"{name} stands on no other volume: nothing to flatten")
         return {"op": "flatten", "v": name, "begin": on, "layers": layers}

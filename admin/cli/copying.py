@@ -12,7 +12,7 @@ import trio
 from admin.cli.inspect import run
 from admin.daemon.devices import make_file, open_local
 from admin.errors import UsageError
-from admin.reports.base import CopiedReport
+from admin.reports.nbd import CopiedReport
 from admin.sizes import human
 from blockdev.device import BlockDevice
 from nbd.client import ClientOptions, open_nbd

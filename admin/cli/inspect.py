@@ -7,7 +7,7 @@ from typing import TypeVar, TypeVarTuple
 import trio
 
 from admin.errors import ServerError
-from admin.reports.base import ExportAbout, InfoReport, MapSummary
+from admin.reports.nbd import ExportAbout, InfoReport, MapSummary
 from nbd.client import ClientOptions, ExportReport, describe, open_nbd
 from nbd.constants import ExportFlag
 from nbd.errors import NbdError

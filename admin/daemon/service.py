@@ -26,7 +26,7 @@ from admin.daemon.scrub_file import FileKeeper
 from admin.daemon.scrubbing import Scrubbing, ScrubEngine
 from admin.daemon.watch import warn_of_filling
 from admin.home import Home
-from admin.reports.base import ReadyReport
+from admin.reports.pool import ReadyReport
 from blockdev.errors import DeviceError
 from storage.errors import PoolError
 from storage.info import PoolInfo

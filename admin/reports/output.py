@@ -1,4 +1,4 @@
-"""What goes to the terminal: reports as text (`admin.reports.text`) or JSON, errors, questions.
+"""Writes to the terminal: reports as text or JSON, errors, questions and progress.
 
 Results go to stdout; errors, questions and progress to stderr. Text from outside (names, paths)
 is never taken as markup, and control characters in it are written as escapes.
@@ -13,7 +13,6 @@ from contextlib import contextmanager, redirect_stdout
 from admin.errors import describe
 from admin.names import printable
 from admin.reports.base import Report
-from admin.reports.scrub_text import write_text
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
@@ -23,9 +22,9 @@ def show(report: Report, *, as_json: bool, on_stderr: bool = False) -> None:
     """Write a report to stdout, or to stderr where stdout is taken."""
     with redirect_stdout(sys.stderr if on_stderr else sys.stdout):
         if as_json:
-            _write_json(report.json_value())
+            sys.stdout.write(json.dumps(report.json_value(), indent=2) + "\n")
         else:
-            write_text(report)
+            _write_text(report)
 
 
 def show_event(report: Report, *, as_json: bool) -> None:
@@ -33,9 +32,9 @@ def show_event(report: Report, *, as_json: bool) -> None:
     try:
         if as_json:
             sys.stdout.write(json.dumps(report.json_value()) + "\n")
+            sys.stdout.flush()
         else:
-            write_text(report)
-        sys.stdout.flush()
+            _write_text(report)
     except BrokenPipeError:
         drop_stdout()  # the program is worth more than its greeting
 
@@ -91,5 +90,6 @@ def progress(*, show: bool = True, in_bytes: bool = False) -> Iterator[Progress]
         yield update
 
 
-def _write_json(value: object) -> None:
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+def _write_text(report: Report) -> None:
+    sys.stdout.writelines(report.text())
+    sys.stdout.flush()  # here, where an error of the reader that has gone is caught

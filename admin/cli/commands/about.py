@@ -9,7 +9,7 @@ from admin import __version__
 from admin.cli.commands.common import HomeOption, JsonOption, common_options
 from admin.cli.exit_codes import exit_codes
 from admin.errors import UsageError
-from admin.reports.base import ExitCodesReport, VersionReport
+from admin.reports.about import ExitCodesReport, VersionReport
 from admin.reports.output import show
 
 _TOPICS = ("exit-codes",)

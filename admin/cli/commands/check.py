@@ -9,7 +9,7 @@ import typer
 from admin.cli.commands.common import HomeOption, JsonOption, common_options, examples
 from admin.errors import AlreadyRunningError
 from admin.home import Home, find_home, holder
-from admin.reports.base import CheckedReport
+from admin.reports.check import CheckedReport
 from admin.reports.output import progress, show
 
 if TYPE_CHECKING:

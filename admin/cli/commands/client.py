@@ -8,7 +8,7 @@ import typer
 from admin.api.client import Client
 from admin.cli.commands.common import HomeOption, JsonOption, ask_daemon, examples, new_noun
 from admin.errors import UsageError
-from admin.reports.base import ClientsReport, DisconnectedReport, ExportsReport
+from admin.reports.clients import ClientsReport, DisconnectedReport, ExportsReport
 
 app = new_noun("Clients: NBD connections to volumes and snapshots.")
 

@@ -8,7 +8,7 @@ import typer
 from admin.api.client import Client
 from admin.cli.commands.common import HomeOption, JsonOption, ask_daemon, uri_of
 from admin.names import SnapshotName, check_name, parse_snapshot
-from admin.reports.base import VolumeReport
+from admin.reports.volumes import VolumeReport
 
 
 @dataclass(frozen=True, slots=True)

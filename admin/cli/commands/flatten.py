@@ -17,8 +17,8 @@ from admin.cli.commands.common import (
 )
 from admin.errors import WaitsError
 from admin.names import check_name
-from admin.reports.base import VolumeReport
 from admin.reports.output import progress
+from admin.reports.volumes import VolumeReport
 
 LOOK_INTERVAL_S = 0.2
 

@@ -18,7 +18,7 @@ from admin.cli.commands.common import (
     new_noun,
 )
 from admin.errors import UsageError
-from admin.reports.base import MemberReport, MembersReport
+from admin.reports.members import MemberReport, MembersReport
 from admin.sizes import SizeError, parse_size
 
 app = new_noun("Members: the files and disks that the pool is made of.")

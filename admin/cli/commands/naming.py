@@ -17,7 +17,8 @@ from admin.cli.commands.common import (
     uri_of,
 )
 from admin.names import SnapshotName, check_name, parse_snapshot
-from admin.reports.base import SnapshotReport, VolumeReport
+from admin.reports.snapshots import SnapshotReport
+from admin.reports.volumes import VolumeReport
 from storage.errors import InvalidArgumentError
 
 NewNameArgument = Annotated[str, typer.Argument(metavar="NEW", show_default=False)]

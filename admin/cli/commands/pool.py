@@ -5,7 +5,7 @@ import typer
 from admin.api.client import Client
 from admin.cli.commands.common import HomeOption, JsonOption, ask_daemon, examples, new_noun
 from admin.cli.commands.space import add_to_pool
-from admin.reports.base import PoolReport
+from admin.reports.pool import PoolReport
 
 app = new_noun("The pool: state, room and members.")
 

@@ -10,7 +10,8 @@ from admin.cli.commands.common import HomeOption, JsonOption, ask_daemon, exampl
 from admin.errors import UsageError
 from admin.names import check_name
 from admin.periods import PeriodError, parse_period
-from admin.reports.base import DeletedReport, ScheduleReport, SchedulesReport
+from admin.reports.schedules import ScheduleReport, SchedulesReport
+from admin.reports.volumes import DeletedReport
 
 app = new_noun("Schedules: automatic snapshots, and how long they are kept.")
 

@@ -17,8 +17,8 @@ from admin.cli.commands.common import (
     program,
 )
 from admin.home import Home, find_home
-from admin.reports.base import ReadyReport
 from admin.reports.output import show_event
+from admin.reports.pool import ReadyReport
 
 EPILOG = examples(
     "cenote serve",

@@ -20,13 +20,8 @@ from admin.cli.commands.common import (
 )
 from admin.cli.commands.naming import add_to_snapshots
 from admin.names import SnapshotName, check_name, parse_snapshot
-from admin.reports.base import (
-    DeletedReport,
-    SnapshotReport,
-    SnapshotsReport,
-    TreeReport,
-    VolumeReport,
-)
+from admin.reports.snapshots import SnapshotReport, SnapshotsReport
+from admin.reports.volumes import DeletedReport, TreeReport, VolumeReport
 from storage.errors import InvalidArgumentError, NotFoundError
 from storage.info import TreeNode
 

@@ -8,7 +8,8 @@ import typer
 from admin.api.client import Client
 from admin.cli.commands.common import HomeOption, JsonOption, ask_daemon, examples
 from admin.names import check_name
-from admin.reports.base import PoolSpaceReport, VolumeSpaceReport
+from admin.reports.pool import PoolSpaceReport
+from admin.reports.volumes import VolumeSpaceReport
 
 NowOption = Annotated[
     bool, typer.Option("--now", help="Write a checkpoint first, so that figures are of now.")

@@ -25,7 +25,7 @@ from admin.cli.commands.flatten import add_flatten
 from admin.cli.commands.naming import add_to_volumes
 from admin.cli.commands.snapshot import TreeOptions, tree
 from admin.names import check_name
-from admin.reports.base import DeletedReport, ResizedReport, VolumeReport, VolumesReport
+from admin.reports.volumes import DeletedReport, ResizedReport, VolumeReport, VolumesReport
 from admin.sizes import human
 
 app = new_noun("Volumes: thin disks, served under their names.")

@@ -13,7 +13,7 @@ from admin.daemon.pool_record import PoolRecord, choose_config, write_record
 from admin.daemon.service import Orders, serve_pool
 from admin.daemon.watch import LOOK_INTERVAL_S, warn_of_filling
 from admin.home import Home
-from admin.reports.base import ReadyReport
+from admin.reports.pool import ReadyReport
 from blockdev.device import BlockDevice
 from blockdev.errors import DeviceError
 from blockdev.memory import MemoryDevice

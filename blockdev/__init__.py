@@ -1,1 +1,1 @@
-"""What a block device is: the interface, its errors, and local implementations."""
+"""Block devices: the interface, its errors, and local implementations."""

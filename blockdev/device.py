@@ -1,4 +1,4 @@
-"""The one interface everything meets at: members below the pool, volumes above it.
+"""The block device interface, which members of a pool and its volumes both implement.
 
 Offsets and lengths are bytes. A caller keeps them multiples of `block_bytes`
 (1 for volumes, which merge partial blocks themselves). Any number of tasks may
@@ -9,11 +9,11 @@ Durability is that of a disk with a write cache: `write`, `write_zeroes` and
 `flush` returns, or at once with `fua=True`.
 
 Cancellation: a cancelled write leaves each block with its old or its new
-content; a cancelled flush has promised nothing. Threads already started finish.
+content; a cancelled flush promises nothing. Worker threads that started run to their end.
 
 The `try_` methods are the fast path of a server: they do the work at once,
-without suspending, or do nothing and say so. Calling them costs one Python
-call; no task, lock or checkpoint.
+without suspending, or do nothing and return None or False. Each costs one Python
+call and no task, lock or checkpoint.
 """
 
 from abc import ABC, abstractmethod
@@ -25,15 +25,15 @@ from typing_extensions import Buffer
 from blockdev.errors import OutOfRangeError, UnsupportedError
 
 EXTENTS_MAX = 64 << 10
-"""Most extents of one answer: a list of some MiB, made in some 10 ms."""
+"""Maximum extents of one answer: the list takes some MiB, and some 10 ms to make."""
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
     """A run of bytes with one allocation state.
 
-    `hole`: no space is allocated for it. `zero`: it reads as zeroes; never
-    claimed without certainty.
+    `hole`: no space is allocated for the run. `zero`: the run reads as zeroes; set only
+    when that is certain.
     """
 
     length_bytes: int
@@ -47,32 +47,34 @@ class BlockDevice(ABC):
     size_bytes: int
     """Current size; volumes can grow while open."""
     block_bytes: int = 1
-    """Smallest request, and the grain of offsets and lengths."""
+    """Smallest request; offsets and lengths are multiples of it."""
     physical_bytes: int = 4096
-    """What the hardware writes at once; a torn write tears between these."""
+    """Size of the blocks that the hardware writes whole; a torn write tears between them."""
     read_only: bool = False
 
     @abstractmethod
     async def read(self, offset: int, length: int) -> Buffer:
-        """Return exactly `length` bytes, which `len` counts; the caller must not change them.
+        """Return a buffer of exactly `length` bytes; its `len` counts bytes, too. The caller must
+        not change it.
 
         Raises:
-            OutOfRangeError: the range passes `size_bytes`.
+            OutOfRangeError: the range passes `size_bytes`, or is not in whole blocks.
             DeviceError: the device failed; no bytes are returned.
         """
 
     async def read_medium(self, offset: int, length: int) -> Buffer:
-        """As `read`, but from the medium itself where a device can tell it from a cache above it,
-        and without leaving a trace in that cache: to find out what is really there.
+        """Read as `read`, but past any cache that the device can bypass, and without changing that
+        cache: for checks of the stored bytes.
         """
         return await self.read(offset, length)
 
     @abstractmethod
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
-        """Make `data` visible to later reads; `data` may be reused on return.
+        """Make `data` visible to later reads, with `fua` durable too; the caller may reuse the
+        buffer on return.
 
         Raises:
-            OutOfRangeError: the range passes `size_bytes`.
+            OutOfRangeError: the range passes `size_bytes`, or is not in whole blocks.
             NoSpaceError: no space is left; the range holds old or new blocks.
             ReadOnlyError: the device takes no writes.
         """
@@ -91,13 +93,14 @@ class BlockDevice(ABC):
         where the device can promise that. Raises as `write`.
 
         Raises:
-            UnsupportedError: with `fast`: it would take as long as writing; nothing changed.
+            UnsupportedError: with `fast`: zeroing would take as long as writing zeroes; nothing
+                changed.
         """
 
     @abstractmethod
     async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
-        """Say that the content is no longer needed. It may read as anything it was, or zeroes;
-        neighbours are never touched. Raises as `write`.
+        """Discard the content of a range, which may then read as before or as zeroes. Bytes outside
+        the range never change. Raises as `write`.
         """
 
     @abstractmethod
@@ -105,29 +108,29 @@ class BlockDevice(ABC):
         """Return when every write that completed before this call is durable.
 
         Raises:
-            DeviceError: writes since the last good flush may be lost. Never retry the flush:
-                the system below marks failed pages clean. Rewrite the data or give up.
+            DeviceError: writes since the last good flush may be lost. Never retry the flush: the
+                kernel marks failed pages clean. Write the data again or give up (R4).
         """
 
     async def extents(self, offset: int, length: int) -> list[Extent]:
-        """Describe the beginning of the range, in order: at least one extent, at most
-        `EXTENTS_MAX`, none past the range. It stops early where going on would take long; ask
-        again from there. Everything is data by default.
+        """Return the extents of the beginning of the range, in order: at most `EXTENTS_MAX`, at
+        least one unless the range is empty, none past its end. The list may end early where more
+        would take long; ask again from there. By default all is data. Raises as `read`.
         """
         check_range(self, offset, length)
         return [Extent(length, hole=False, zero=False)] if length else []
 
     @property
     def contexts(self) -> Collection[str]:
-        """What else `status` tells of ranges: metadata contexts by the names that NBD gives them,
+        """Names of the metadata contexts that `status` reports, in the form of NBD,
         `namespace:name`; none by default.
         """
         return ()
 
     async def status(self, context: str, offset: int, length: int) -> list[tuple[int, int]]:
-        """Return length and state, of 32 bits, of the first runs of a range in one of `contexts`:
-        at least one unless the range is empty. It stops early as `extents` does; the last may pass
-        the end of the range. What a state means is up to the context.
+        """Return the first runs of a range in one of `contexts`, each its length in bytes and its
+        state, 32 bits with a meaning set by the context: at least one unless the range is empty.
+        The list may end early as in `extents`; the last run may pass the end of the range.
 
         Raises:
             UnsupportedError: there is no such context.
@@ -135,23 +138,23 @@ class BlockDevice(ABC):
         raise UnsupportedError(f"no such metadata context: context={context!r}")
 
     async def cache(self, offset: int, length: int) -> None:
-        """Say that the range is read soon. A device may do nothing, and does no harm."""
+        """Hint that the range will be read soon; a device may ignore it. Changes no content."""
         check_range(self, offset, length)
 
     async def allocate(self, offset: int, length: int) -> None:
-        """Reserve space below for the range, contents unchanged; a device that has none to
-        reserve does nothing.
+        """Reserve storage for the range without changing its content; does nothing where a device
+        has nothing to reserve.
 
         Raises:
-            NoSpaceError: the file system below is full.
+            NoSpaceError: the file system that holds the device is full.
         """
 
     async def measure(self) -> int:
-        """Look again how large the device is: a file or disk may have become larger while it was
-        open. Returns `size_bytes`, which never falls.
+        """Update `size_bytes` from the file or disk, which may have grown while open, and return
+        it. It never falls.
 
         Raises:
-            DeviceError: it cannot be told.
+            DeviceError: the size cannot be read.
         """
         return self.size_bytes
 
@@ -160,28 +163,28 @@ class BlockDevice(ABC):
         """Release the device; does not flush. Closing twice is harmless."""
 
     def read_ahead(self, offset: int, length: int) -> bool:
-        """Begin to read a short range that is read next, without waiting; soon `try_read` has it.
-        Returns False where that is not possible. Any error is left for the reading.
+        """Start to read a short range into the cache without waiting, so that `try_read` soon has
+        it. Returns False where the device cannot. Errors show in the read that follows.
         """
         return False
 
     def try_read(self, offset: int, length: int) -> Buffer | None:
-        """Return the bytes at once, or None when that needs waiting (then use `read`).
+        """Return the bytes at once, or None if the device would have to wait (then use `read`).
 
         Raises as `read`.
         """
         return None
 
     def try_view(self, offset: int, length: int) -> Buffer | None:
-        """As `try_read`, for a caller that only sends the bytes on. A device that holds them in
-        memory may return that memory itself: what is written to the range before they are sent
-        shows, as it may in the answer to any read that was under way.
+        """Read as `try_read`, for a caller that only sends the bytes on. A device in memory may
+        return its own memory: a write to the range before the bytes are sent then shows in them,
+        as it may in any read in flight.
         """
         return self.try_read(offset, length)
 
     def try_extents(self, offset: int, length: int) -> list[Extent] | None:
-        """Describe the whole range at once, or return None when that needs waiting, or is not
-        worth the trouble. Raises as `read`.
+        """Return the extents of the whole range at once, or None if that needs waiting or costs
+        too much. Raises as `read`.
         """
         return None
 
@@ -194,7 +197,7 @@ class BlockDevice(ABC):
 
 
 def check_range(device: BlockDevice, offset: int, length: int) -> None:
-    """Raise OutOfRangeError unless the range lies inside the device, in its block grain."""
+    """Raise OutOfRangeError unless the range lies inside the device, in whole blocks."""
     if offset < 0 or length < 0 or offset + length > device.size_bytes:
         raise OutOfRangeError(
             f"range is outside the device: offset={offset} length={length} size={device.size_bytes}"

@@ -1,8 +1,7 @@
-"""Reads around the page cache (O_DIRECT), for worker threads.
+"""Direct reads (O_DIRECT), which bypass the page cache, for worker threads.
 
-The kernel writes dirty pages of the range first, so what was written before is read. Pages
-in the cache stay there, and none are added: who reads a whole disk this way takes no memory from
-others.
+The kernel first writes dirty pages of the range back, so a read returns all earlier writes. Pages
+in the cache stay there, and none are added: reading a whole disk this way evicts nothing.
 """
 
 import errno
@@ -13,11 +12,13 @@ import threading
 from blockdev.rawio import read_exactly
 
 ALIGN_BYTES = 4096
-"""Of offset, length and memory; the logical blocks of disks are this or less."""
+"""Alignment of offset, length and memory; logical blocks of disks are at most this large."""
 
 
 class DirectReader:
-    """A second descriptor of an open file or disk, made when it is first used."""
+    """Reads an open file or disk through a second descriptor with O_DIRECT, opened at the first
+    read; where O_DIRECT does not work, through the page cache.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -34,11 +35,11 @@ class DirectReader:
             except OSError as error:
                 if error.errno != errno.EINVAL:
                     raise
-                self._unable = True  # larger blocks, or a file system that only pretends
+                self._unable = True  # larger logical blocks, or O_DIRECT in name only
         return read_exactly(self._fd, offset, length)
 
     def close(self) -> None:
-        """Close what was opened; nothing may be reading."""
+        """Close the second descriptor; no read may be in progress."""
         if self._direct is not None:
             os.close(self._direct)
         self._direct, self._unable = None, True
@@ -50,7 +51,7 @@ class DirectReader:
                 try:
                     self._direct = os.open(f"/proc/self/fd/{self._fd}", flags)
                 except OSError:
-                    self._unable = True  # no such mode here, or no /proc
+                    self._unable = True  # no O_DIRECT here, or no /proc
             return None if self._unable else self._direct
 
 

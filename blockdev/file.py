@@ -1,4 +1,4 @@
-"""A local file or a raw disk as a device, through the page cache.
+"""Block device on a local file or raw disk, through the page cache.
 
 Reads that the page cache can answer finish in line (`try_read`); everything else
 runs in worker threads. Large writes start their writeback at once, so that a flush
@@ -11,7 +11,7 @@ vanish when anything in the process closes the file. Disks are also opened with
 O_EXCL, which mounted or otherwise used disks refuse.
 
 Threads run to completion even if their caller is cancelled, and `close` waits for
-them: a descriptor closed under a thread could come to name another file.
+them: a descriptor that is closed during a thread's call could be reused for another file.
 """
 
 import errno
@@ -45,28 +45,29 @@ _KINDS: dict[int, type[DeviceError]] = {
 }
 
 IO_THREADS_MAX = 16
-"""Reads and writes in progress. Random 4 KiB reads gain nothing past 8 on a fast virtual
+"""Worker threads for all but flushes. Random 4 KiB reads gain nothing past 8 on a fast virtual
 disk (7,700 a second, the interpreter being the limit); slower disks want a longer queue."""
 
 FLUSH_THREADS_MAX = 2
-"""Flushes have threads of their own so that a queue of reads cannot hold them up; one runs and
-one waits for what came meanwhile."""
+"""Flushes have threads of their own so that a queue of reads cannot delay them; one flush runs,
+and one more covers the writes that ended meanwhile."""
 
 INLINE_BYTES_MAX = 256 * 1024
 """Longer reads go to a thread: no task runs while this much is copied, 10 to 60 us."""
 
 CACHE_BYTES_MAX = 256 << 20
-"""How far `cache` goes: more would only push other things out of the page cache."""
+"""Most bytes that one `cache` reads: more would only evict other data from the page cache."""
 
 WRITEBACK_BYTES_MIN = 256 * 1024
-"""Smaller writes are left for the kernel to gather: each start of writeback is a disk request."""
+"""Shortest write that starts its writeback: each start is a disk request, so the kernel gathers
+smaller writes."""
 
 
 class FileDevice(BlockDevice):
     """One open file or disk; made by `create` or `open`.
 
-    Raises, from every operation: ClosedError after `close`, NoSpaceError where the
-    file system below is full, ReadOnlyError for a change to a read-only device, and
+    Raises, from every operation: ClosedError after `close`, NoSpaceError when the
+    file system is full, ReadOnlyError for a change to a read-only device, and
     DeviceError with path, operation and cause for any other failure.
     """
 
@@ -78,8 +79,8 @@ class FileDevice(BlockDevice):
         self._fd = file.fd
         self._direct = DirectReader(file.fd)
         self._is_disk = file.is_disk
-        # A request that ends at or below this may be answered in line; below
-        # zero where none may: the file system refuses to, or we are closed.
+        # Reads that end at or before this offset may finish in line. It is -1 where
+        # none may: the file system lacks RWF_NOWAIT, or the device is closed.
         self._inline_bytes = file.size_bytes if file.reads_inline else -1
         self._io = trio.CapacityLimiter(IO_THREADS_MAX)
         self._flushing = trio.CapacityLimiter(FLUSH_THREADS_MAX)
@@ -92,7 +93,7 @@ class FileDevice(BlockDevice):
         """Create a sparse file and open it. Blocks; for start-up.
 
         Raises:
-            DeviceError: it exists already, or cannot be made; nothing is left behind.
+            DeviceError: the file exists already, or cannot be made; no partial file is left.
         """
         return cls(create_file(Path(path), size_bytes))
 
@@ -103,16 +104,19 @@ class FileDevice(BlockDevice):
         """Open a file or a raw disk. Blocks; for start-up.
 
         Args:
-            exclusive: take the lock, shared if `read_only`; False looks on beside an owner.
+            exclusive: take the flock, shared if `read_only`; False takes none, to look on
+                beside an owner.
 
         Raises:
-            BusyError: somebody else has it open.
+            BusyError: another process or device object has it open.
             DeviceError: it cannot be opened, or is neither a file nor a disk.
         """
         return cls(open_file(Path(path), exclusive=exclusive, read_only=read_only))
 
     def try_read(self, offset: int, length: int) -> bytearray | None:
-        """Return what the page cache holds, or None; any error is left for `read` to report."""
+        """Return the range if the page cache holds all of it, else None. I/O errors are left for
+        `read` to report.
+        """
         if not 0 <= offset <= offset + length <= self._inline_bytes:
             if self._inline_bytes >= 0 or self._closed:
                 self._check(offset, length)
@@ -136,8 +140,8 @@ class FileDevice(BlockDevice):
         return await self._run("read", offset, length, read_exactly, self._fd, offset, length)
 
     async def read_medium(self, offset: int, length: int) -> Buffer:
-        """Read around the page cache: what is in it stays, and nothing is added. Where the file
-        system cannot do that, as `read`.
+        """Read past the page cache, which does not change; through it where the file system has
+        no O_DIRECT.
         """
         self._check(offset, length)
         if not length:
@@ -145,7 +149,7 @@ class FileDevice(BlockDevice):
         return await self._run("read", offset, length, self._direct.read, offset, length)
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
-        """Write into the page cache, with `fua` through it to the disk."""
+        """Write into the page cache, with `fua` also through it to the disk."""
         view = memoryview(data).cast("B")
         self._check_change(offset, view.nbytes)
         await self._run("write", offset, view.nbytes, self._write, offset, view, fua)
@@ -159,8 +163,8 @@ class FileDevice(BlockDevice):
         no_hole: bool = False,
         fast: bool = False,
     ) -> None:
-        """Zero the range, by a hole unless `no_hole`; writes zeroes where neither is supported,
-        unless `fast`.
+        """Punch a hole, or with `no_hole` zero the range in place. Where the system supports
+        neither, write zeroes, unless `fast`.
         """
         self._check_change(offset, length)
         await self._run(
@@ -168,7 +172,9 @@ class FileDevice(BlockDevice):
         )
 
     async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
-        """Give the space back: a hole in a file, a discard on a disk, nothing where unsupported."""
+        """Punch a hole in a file, discard whole physical blocks of a disk; does nothing where
+        that is unsupported.
+        """
         self._check_change(offset, length)
         await self._run("trim", offset, length, self._trim, offset, length, fua)
 
@@ -179,14 +185,14 @@ class FileDevice(BlockDevice):
             await self._run("flush", 0, 0, os.fdatasync, self._fd, limiter=self._flushing)
 
     async def allocate(self, offset: int, length: int) -> None:
-        """Reserve blocks in the file system; a disk, or a file system without it, does nothing."""
+        """Reserve blocks in the file system; does nothing on a disk or where unsupported."""
         self._check_change(offset, length)
         if length and not self._is_disk:
             await self._run("allocate", offset, length, self._allocate, offset, length)
 
     async def extents(self, offset: int, length: int) -> list[Extent]:
-        """Describe the range by SEEK_DATA; reserved but unwritten space counts as a hole too.
-        A disk is all data.
+        """Find data by SEEK_DATA; reserved but unwritten space counts as a hole too. A disk is
+        all data.
         """
         self._check(offset, length)
         if self._is_disk or not length:
@@ -194,7 +200,7 @@ class FileDevice(BlockDevice):
         return await self._run("extents", offset, length, data_runs, self._fd, offset, length)
 
     async def measure(self) -> int:
-        """Ask the file system or the kernel, and take what has been added."""
+        """Read the size from the file system or the disk, and adopt it if it has grown."""
         self._check(0, 0)
         size_bytes = await self._run("measure", 0, 0, open_size, self._fd)
         if size_bytes > self.size_bytes:
@@ -204,20 +210,22 @@ class FileDevice(BlockDevice):
         return self.size_bytes
 
     async def cache(self, offset: int, length: int) -> None:
-        """Have the kernel read the beginning of the range into its page cache, without waiting."""
+        """Start read-ahead of the first CACHE_BYTES_MAX of the range into the page cache."""
         self._check(offset, length)
         length = min(length, CACHE_BYTES_MAX)
         await self._run("cache", offset, length, read_ahead, self._fd, offset, length)
 
     def read_ahead(self, offset: int, length: int) -> bool:
-        """Have the kernel begin: 10 us if its page cache has it all, else 90 for each 128 KiB."""
+        """Start the kernel's read-ahead: 10 us if the page cache has it all, else 90 us for each
+        128 KiB.
+        """
         if not 0 <= offset <= offset + length <= self._inline_bytes:
             return False
         read_ahead(self._fd, offset, length)
         return True
 
     async def close(self) -> None:
-        """Wait for threads, close and unlock. Not cancelled by the caller's cancellation."""
+        """Wait for worker threads, then close and unlock, even if the caller is cancelled."""
         first = not self._closed
         self._closed = True
         self._inline_bytes = -1
@@ -226,7 +234,7 @@ class FileDevice(BlockDevice):
         with trio.CancelScope(shield=True):
             await self._idle.wait()
 
-    # Inside
+    # Internals
 
     def _check(self, offset: int, length: int) -> None:
         if self._closed:
@@ -266,7 +274,7 @@ class FileDevice(BlockDevice):
         self._fd = -1
         self._idle.set()
 
-    # In threads
+    # In worker threads
 
     def _write(self, offset: int, view: memoryview, fua: bool) -> None:
         write_exactly(self._fd, offset, view, durable=fua)
@@ -278,7 +286,7 @@ class FileDevice(BlockDevice):
         try:
             self._fallocate(kind | linux.FALLOC_KEEP_SIZE, offset, length)
         except OSError as error:
-            # A disk also refuses (EINVAL) a range that is not in its sectors.
+            # A disk also refuses (EINVAL) a range that is not in whole sectors.
             if not linux.is_unsupported(error) and not self._is_disk:
                 raise
             if fast:
@@ -310,5 +318,5 @@ class FileDevice(BlockDevice):
                 raise
 
     def _fallocate(self, mode: int, offset: int, length: int) -> None:
-        if length:  # zero is refused
+        if length:  # fallocate refuses 0
             linux.fallocate(self._fd, mode, offset, length)

@@ -25,7 +25,7 @@ _libc.sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, 
 
 
 def is_unsupported(error: OSError) -> bool:
-    """Tell whether the kernel or the file system lacks the call, as against failing in it."""
+    """Whether the error means that the kernel or the file system lacks the call."""
     return error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY)
 
 
@@ -38,9 +38,9 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 
 
 def start_writeback(fd: int, offset: int, length: int) -> None:
-    """Start writing a range of dirty pages to the disk; do not wait for it, promise nothing.
+    """Start writing a range of dirty pages to the disk without waiting; makes nothing durable.
 
-    Does nothing where there is no such call; errors of the disk are raised.
+    Does nothing where the system lacks the call. Raises OSError for errors of the disk.
     """
     if _libc.sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE) != 0:
         code = ctypes.get_errno()
@@ -49,17 +49,17 @@ def start_writeback(fd: int, offset: int, length: int) -> None:
 
 
 def discard(fd: int, offset: int, length: int) -> None:
-    """Discard a range of a raw disk, in its logical blocks; content is then undefined."""
+    """Discard a range of whole logical blocks of a raw disk; its content is then undefined."""
     fcntl.ioctl(fd, _BLKDISCARD, struct.pack("QQ", offset, length))
 
 
 def disk_bytes(fd: int) -> int:
-    """Return the size of a raw disk."""
+    """Return the size of a raw disk in bytes."""
     answer = fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8))
     return int(struct.unpack("Q", answer)[0])
 
 
 def disk_physical_bytes(fd: int) -> int:
-    """Return the physical block size of a raw disk."""
+    """Return the physical block size of a raw disk in bytes."""
     answer = fcntl.ioctl(fd, _BLKPBSZGET, bytes(4))
     return int(struct.unpack("I", answer)[0])

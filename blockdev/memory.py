@@ -1,10 +1,10 @@
-"""A device in memory: the reference model that others are tested against.
+"""Block device in memory, the reference model for tests of other devices.
 
 The bytes live in one anonymous private mapping, so a large device costs only the
 pages that were written. Nothing is durable and `flush` has nothing to do.
 
-Reads return a copy (`bytes`) of any size, which no later write changes. Only
-`try_view` returns the memory itself: half the work for a server (1 MiB: 60 us less).
+Reads return a copy (`bytes`), which no later write changes. Only `try_view` returns
+the memory itself: half the work for a server (1 MiB: 60 us less).
 """
 
 import mmap
@@ -24,7 +24,7 @@ class MemoryDevice(BlockDevice):
     Args:
         size_bytes: content starts as zeroes.
         block_bytes: requests must be multiples of it, as on a disk with sectors.
-        physical_bytes: what to report; writes here never tear.
+        physical_bytes: the value to report; writes here never tear.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class MemoryDevice(BlockDevice):
         self.physical_bytes = physical_bytes
         self._memory = mmap.mmap(
             -1,
-            max(size_bytes, 1),  # an empty mapping is refused
+            max(size_bytes, 1),  # mmap refuses an empty mapping
             flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE,
         )
         self._view = memoryview(self._memory).toreadonly()
         self._closed = False
-        # Requests that end at or below this need no further check. It drops
-        # below zero where there is more to check: sectors, or a closed device.
+        # Requests that end at or before this offset need no further check. It is -1
+        # where more must be checked: whole blocks, or a closed device.
         self._unchecked_bytes = size_bytes if block_bytes == 1 else -1
 
     def try_read(self, offset: int, length: int) -> bytes:
@@ -113,7 +113,7 @@ class MemoryDevice(BlockDevice):
         return await super().extents(offset, length)
 
     async def cache(self, offset: int, length: int) -> None:
-        """Do nothing: it is all in memory. Raises OutOfRangeError, ClosedError."""
+        """Do nothing: all data is in memory. Raises OutOfRangeError, ClosedError."""
         self._check(offset, length)
 
     async def allocate(self, offset: int, length: int) -> None:
@@ -121,13 +121,13 @@ class MemoryDevice(BlockDevice):
         self._check(offset, length)
 
     async def close(self) -> None:
-        """Free the memory, once no view of it is left; every later call but `close` raises
-        ClosedError.
+        """Release the memory, which is freed with its last view; every later call but `close`
+        raises ClosedError.
         """
         if not self._closed:
             self._closed = True
             self._unchecked_bytes = -1
-            # Closing the mapping would fail while a view of it is on its way out.
+            # Closing the mapping would fail while a view of it is being sent.
             self._memory = mmap.mmap(-1, 1)
             self._view = memoryview(b"")
 

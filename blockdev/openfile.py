@@ -1,4 +1,4 @@
-"""Opening files and disks: locks, size, physical blocks, and what the file system can do."""
+"""Opens files and disks: locks, size, physical blocks, and abilities of the file system."""
 
 import errno
 import fcntl
@@ -11,7 +11,7 @@ from blockdev import linux
 from blockdev.errors import BusyError, DeviceError
 
 FILE_PHYSICAL_BYTES = 4096
-"""What file systems write at once; a file shows nothing of the disk below it."""
+"""Usual block size of file systems; a file does not tell the physical blocks of its disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class OpenFile:
 
 
 def create_file(path: Path, size_bytes: int) -> OpenFile:
-    """Create a sparse file, durably named; raises DeviceError and leaves nothing on failure."""
+    """Create a sparse file with a durable name. Raises DeviceError, and then leaves no file."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -69,7 +69,7 @@ def open_file(path: Path, *, exclusive: bool, read_only: bool) -> OpenFile:
 
 
 def open_size(fd: int) -> int:
-    """How large an open file or disk is now. Raises OSError."""
+    """Return the current size in bytes of an open file or disk. Raises OSError."""
     status = os.fstat(fd)
     return linux.disk_bytes(fd) if stat.S_ISBLK(status.st_mode) else status.st_size
 
@@ -91,7 +91,7 @@ def _describe(fd: int, path: Path, *, read_only: bool) -> OpenFile:
 
 
 def _reads_inline(fd: int) -> bool:
-    """Probe RWF_NOWAIT: tmpfs, for one, refuses it."""
+    """Whether RWF_NOWAIT works on a file: tmpfs, for one, refuses it."""
     try:
         os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
     except OSError as error:

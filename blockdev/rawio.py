@@ -11,10 +11,10 @@ from blockdev import linux
 from blockdev.device import EXTENTS_MAX, Extent
 
 _ZEROES = bytes(1 << 20)
-"""Written again and again; a megabyte makes the system calls cheap beside the copying."""
+"""Source of written zeroes; with a MiB the system calls cost little beside the copying."""
 
 _READ_AHEAD_BYTES = 128 << 10
-"""The kernel cuts one call to the size of its own read-ahead, which is this by default."""
+"""The kernel limits one call to the size of its own read-ahead, by default this."""
 
 
 def read_exactly(fd: int, offset: int, length: int) -> bytearray:
@@ -31,7 +31,7 @@ def read_exactly(fd: int, offset: int, length: int) -> bytearray:
 
 
 def write_exactly(fd: int, offset: int, view: memoryview, *, durable: bool = False) -> None:
-    """Write all of `view`; `durable` returns when it is on the disk."""
+    """Write all of `view`; with `durable`, return once it is on the disk."""
     flags = os.RWF_DSYNC if durable else 0
     done = 0
     while done < view.nbytes:
@@ -46,20 +46,20 @@ def write_exactly(fd: int, offset: int, view: memoryview, *, durable: bool = Fal
 
 
 def write_zeroes(fd: int, offset: int, length: int) -> None:
-    """Write zeroes where the system has no quicker way."""
+    """Zero a range by writing zeroes, where the system has no quicker way."""
     zeroes = memoryview(_ZEROES)
     for start in range(0, length, len(_ZEROES)):
         write_exactly(fd, offset + start, zeroes[: length - start])
 
 
 def data_runs(fd: int, offset: int, length: int) -> list[Extent]:
-    """Describe the beginning of a range of a file, at most EXTENTS_MAX runs: what SEEK_DATA
-    skips reads as zeroes and holds no data.
+    """Return the first extents of a range of a file, at most EXTENTS_MAX. The parts that
+    SEEK_DATA skips are holes that read as zeroes.
     """
     runs: list[Extent] = []
     end = offset + length
     at = offset
-    while at < end and len(runs) < EXTENTS_MAX - 1:  # two in each round
+    while at < end and len(runs) < EXTENTS_MAX - 1:  # a round adds up to two
         data = _seek(fd, at, os.SEEK_DATA, end)
         if data > at:
             runs.append(Extent(data - at, hole=True, zero=True))
@@ -71,7 +71,7 @@ def data_runs(fd: int, offset: int, length: int) -> list[Extent]:
 
 
 def read_ahead(fd: int, offset: int, length: int) -> None:
-    """Start to read a range into the page cache, where that is possible."""
+    """Start to read a range into the page cache; does nothing where that is not possible."""
     for start in range(offset, offset + length, _READ_AHEAD_BYTES):
         size = min(_READ_AHEAD_BYTES, offset + length - start)
         try:
@@ -85,6 +85,6 @@ def _seek(fd: int, offset: int, whence: int, end: int) -> int:
     try:
         return min(os.lseek(fd, offset, whence), end)
     except OSError as error:
-        if error.errno != errno.ENXIO:  # which says that no data follows
+        if error.errno != errno.ENXIO:  # ENXIO: no data follows
             raise
         return end

@@ -1,17 +1,17 @@
-"""A simulated disk with a volatile cache, power cuts and faults, for tests of what uses one.
+"""Simulated disk with a volatile cache, power cuts and faults, for tests.
 
     world = SimulatedWorld(seed=7, cut_at=12)
     disk = SimulatedDisk(world, 64 * MIB)
     ...                                  # raises PowerCut at the twelfth operation
     disk = disk.reboot()                 # what survived, on a fresh disk
 
-A write goes to the cache and is seen by reads; `flush` makes everything durable
-that was written before it was called, a FUA write only itself. `blockdev.simulation.power`
-says what a power cut leaves. A disk is deterministic by the seed of its world.
+A write goes to the cache, and reads see it; `flush` makes all writes before its call
+durable, a FUA write only itself. `blockdev.simulation.power` says which writes survive a
+power cut. The seed of its world decides all that a disk does.
 
-Nastier than most disks, within what the interface allows: a trim takes effect or
-not by the coin, and then only for whole physical blocks; writes tear between 512
-byte sectors even on a disk with larger physical blocks.
+The disk is nastier than most, within the interface: a trim takes effect or not at
+random, and then only for whole physical blocks; writes tear between 512-byte
+sectors even on a disk with larger physical blocks.
 """
 
 import random
@@ -35,7 +35,7 @@ from blockdev.simulation.power import (
 from blockdev.simulation.sparse import SparseBytes
 
 _PAUSE_STEPS_MAX = 3
-"""Enough for one task to overtake another by a whole operation."""
+"""Scheduler steps of one pause: enough for a task to overtake another by a whole operation."""
 
 
 class SimulatedDisk(FaultPlan, BlockDevice):
@@ -43,11 +43,11 @@ class SimulatedDisk(FaultPlan, BlockDevice):
 
     Args:
         size_bytes: a multiple of 512; sparse, so size costs nothing.
-        physical_bytes: what to report, 512 or 4096.
+        physical_bytes: the value to report, 512 or 4096.
         garbles: a write torn inside a physical block destroys all of that block, as the
             read-modify-write of a 512e disk may.
-        try_reads: answer `try_read` at once; by default it says None, as with a cold cache.
-        content: what the disk holds durably at the start; zeroes by default.
+        try_reads: answer `try_read` at once; by default it returns None, as with a cold cache.
+        content: the durable content at the start; zeroes by default.
     """
 
     block_bytes = SECTOR_BYTES
@@ -81,7 +81,7 @@ class SimulatedDisk(FaultPlan, BlockDevice):
     # Operations
 
     async def read(self, offset: int, length: int) -> bytes:
-        """Return what was last written, durable or not. Raises DeviceError, PowerCut."""
+        """Return the last written content, durable or not. Raises DeviceError, PowerCut."""
         self._enter(offset, length)
         await self._pause()
         return self._read(offset, length)
@@ -111,7 +111,7 @@ class SimulatedDisk(FaultPlan, BlockDevice):
         await self._store("write", offset, length, None, fua)
 
     async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
-        """Zero the whole physical blocks of the range, or do nothing, by the coin."""
+        """Zero the whole physical blocks of the range, or do nothing, at random."""
         check_range(self, offset, length)
         first = -(-offset // self.physical_bytes) * self.physical_bytes
         last = (offset + length) // self.physical_bytes * self.physical_bytes
@@ -120,11 +120,11 @@ class SimulatedDisk(FaultPlan, BlockDevice):
         await self._store("trim", first, last - first, None, fua)
 
     async def flush(self) -> None:
-        """Make durable what was written before the call.
+        """Make all writes before the call durable.
 
         Raises:
             DeviceError: injected by `fail_flush`. Some unflushed writes are then durable, the
-                others lost, though reads still show them; as in Linux the cache counts as
+                others lost, though reads still show them; as in Linux the cache then counts as
                 clean, so another flush succeeds and saves nothing.
         """
         self._enter(0, 0)
@@ -146,7 +146,7 @@ class SimulatedDisk(FaultPlan, BlockDevice):
         self._persist([(write.offset, write.length, write.data) for write in clean])
 
     async def allocate(self, offset: int, length: int) -> None:
-        """Do nothing but count. Raises NoSpaceError if injected by `fail_allocate`."""
+        """Do nothing but count the call. Raises NoSpaceError if injected by `fail_allocate`."""
         self._enter(offset, length)
         await self._pause()
         cut = self.world.count()
@@ -156,26 +156,26 @@ class SimulatedDisk(FaultPlan, BlockDevice):
         self._faulty("allocate")
 
     async def extents(self, offset: int, length: int) -> list[Extent]:
-        """Describe the range: 4 KiB chunks never written, or zeroed whole, are holes."""
+        """Return extents: 4 KiB chunks never written, or zeroed whole, are holes."""
         self._enter(offset, length)
         return self._visible.extents(offset, length)[:EXTENTS_MAX]
 
     async def close(self) -> None:
-        """Close; unflushed writes stay in the cache. Not counted. Raises PowerCut."""
+        """Close; unflushed writes stay in the cache. Not a counted operation. Raises PowerCut."""
         if self.world.was_cut:
             raise PowerCut
         self._closed = True
 
-    # What a test does to the disk
+    # Controls for tests
 
     def reboot(self, cut_at: int | None = None, *, outcome: int = 0) -> "SimulatedDisk":
-        """Reboot the world of this, its only disk, and return the disk that comes up."""
+        """Reboot the world, whose only disk this must be, and return the disk that comes up."""
         assert len(self.world.disks) == 1, "reboot the world: it has several disks"
         return self.world.reboot(cut_at, outcome=outcome).disks[0]
 
     def lose_cache(self, *, announce: bool = True) -> None:
-        """Settle unflushed writes by the coin, as when a remote server restarts. With `announce`
-        the next operation raises CacheLostError, once.
+        """Keep, tear or drop each unflushed write at random, as when a remote server restarts.
+        With `announce` the next operation raises CacheLostError, once.
         """
         self._persist(survivors(self.world.coin, self._cache))
         self._cache.clear()
@@ -183,15 +183,17 @@ class SimulatedDisk(FaultPlan, BlockDevice):
         self._cache_lost = announce
 
     def corrupt(self, offset: int, length: int) -> None:
-        """Change every byte of a range to garbage, durably and unnoticed. Any grain."""
+        """Change every byte of a range to garbage, durably and without an error. The range need
+        not be in whole blocks.
+        """
         noise = self.world.coin.randbytes(length)
         old = self._visible.read(offset, length)
-        # A byte differs from its old value, whatever the noise: 255 other values.
+        # The noise chooses one of 255 other values, so every byte changes.
         data = bytes((was + 1 + new % 255) % 256 for was, new in zip(old, noise, strict=True))
         self._keep(CachedWrite(0, offset, length, data, certain=True))
 
     def durable(self, offset: int, length: int) -> bytes:
-        """Return what is certain to survive a power cut now. Not counted."""
+        """Return the content that is certain to survive a power cut now. Not counted."""
         content = self._durable.copy()
         for write in self._cache:
             if write.certain:
@@ -199,7 +201,7 @@ class SimulatedDisk(FaultPlan, BlockDevice):
         return content.read(offset, length)
 
     def boot_into(self, world: "PowerSupply[SimulatedDisk]", coin: random.Random) -> None:
-        """Make this disk's successor in `world`; `coin` settles what no flush had covered."""
+        """Add the rebooted disk to `world`; `coin` decides which unflushed writes it holds."""
         after = SimulatedDisk(
             world,
             self.size_bytes,
@@ -213,7 +215,7 @@ class SimulatedDisk(FaultPlan, BlockDevice):
         after._persist(survivors(coin, unflushed, garbled_bytes=garbled_bytes))
         after._visible = after._durable.copy()
 
-    # Inside
+    # Internals
 
     def _read(self, offset: int, length: int) -> bytes:
         cut = self.world.count(read=True)
@@ -233,7 +235,7 @@ class SimulatedDisk(FaultPlan, BlockDevice):
             await self._pause()
             cut = self.world.count()
         finally:
-            # When the power goes, what is in flight may have reached the disk.
+            # A write in flight during a power cut may have reached the disk.
             if not self.world.was_cut:
                 del self._in_flight[id(write)]
         self._note(kind, offset, length, data)
@@ -263,8 +265,8 @@ class SimulatedDisk(FaultPlan, BlockDevice):
         if write.certain and not self._cache:
             _apply(self._durable, write.offset, write.length, write.data)
             return
-        # Behind unflushed writes even a durable one waits its turn in the list:
-        # an older version that survives must not come back over it.
+        # Behind unflushed writes even a durable write waits in the list: an older
+        # version of its sectors that survives must not come back over it.
         self._written += 1
         self._cache.append(replace(write, number=self._written))
 

@@ -15,15 +15,16 @@ class _Fault:
 
 
 class FaultPlan:
-    """What a test has planned for one disk.
+    """The faults that a test plans for one disk.
 
-    `at` counts calls of that operation from now on, 1 is the next one; `times` is
-    how many in a row, None for ever; `error` is the class to raise.
+    `at` is the first call that fails, counted from now: 1 is the next call of that
+    operation; `times` calls in a row fail, all later ones if None; `error` is the class
+    to raise.
     """
 
     def __init__(self) -> None:
         self.dead = False
-        """While set, every operation raises DeviceError; what was flushed stays."""
+        """While set, every operation raises DeviceError; flushed data stays."""
         self._cache_lost = False
         self._calls = dict.fromkeys(("read", "write", "trim", "flush", "allocate"), 0)
         self._faults: dict[str, list[_Fault]] = {kind: [] for kind in self._calls}
@@ -37,8 +38,8 @@ class FaultPlan:
     def fail_write(
         self, at: int = 1, times: int | None = 1, error: type[DeviceError] = DeviceError
     ) -> None:
-        """Make `write` and `write_zeroes` fail; by the coin each still leaves none, some sectors
-        or all of its data behind.
+        """Make `write` and `write_zeroes` fail; at random each still leaves none, some sectors
+        or all of its data on the disk.
         """
         self._plan("write", at, times, error)
 
@@ -51,7 +52,7 @@ class FaultPlan:
     def fail_flush(
         self, at: int = 1, times: int | None = 1, error: type[DeviceError] = DeviceError
     ) -> None:
-        """Make flushes fail; `SimulatedDisk.flush` says what is left."""
+        """Make flushes fail; `SimulatedDisk.flush` says which writes are lost."""
         self._plan("flush", at, times, error)
 
     def fail_allocate(
@@ -75,7 +76,7 @@ class FaultPlan:
         self._faults[kind].append(_Fault(first, last, error))
 
     def _faulty(self, kind: str) -> bool:
-        """Count a call and raise what is planned for it; True when it must do nothing."""
+        """Count a call and raise its planned error; True if the call must change nothing."""
         if self.dead:
             raise DeviceError("simulated disk is dead")
         if self._cache_lost:

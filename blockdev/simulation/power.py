@@ -1,15 +1,15 @@
 """The power supply of simulated disks: one count of operations, one cut for all.
 
-What a cut leaves behind. Each write that no flush had covered is kept, dropped or
-torn between 512-byte sectors, one by one: a later write may survive an earlier
-one. Survivors apply in the order of writing, so an overwritten version never comes
-back over a newer one that survived, as in any cache that holds one version of a
-sector. A FUA write that returned survives. The operation that is cut, and those in
-flight beside it, count as writes that no flush had covered.
+A cut keeps, drops or tears each unflushed write on its own: a later write may
+survive an earlier one. Writes tear between 512-byte sectors. Survivors apply in
+the order of writing, so an overwritten version never comes back over a newer one
+that survived, as in any cache that holds one version of a sector. A FUA write that
+returned survives. The cut operation, and the operations in flight beside it, count
+as unflushed writes.
 
-How many survive varies from cut to cut, from none to all: with one fixed
-probability "all but the last" would hardly ever come up. Everything follows from
-the seed; one seed and the same calls give the same disks.
+The share of survivors varies from cut to cut, from none to all: with one fixed
+probability "all but the last" would hardly ever come up. The seed decides
+everything; one seed and the same calls give the same disks.
 """
 
 import random
@@ -21,9 +21,10 @@ SECTOR_BYTES = 512
 
 _SURVIVAL = (0.0, 0.2, 0.5, 0.8, 1.0)
 _TORN = 1 / 3
-"""Share of the writes that do not survive whole."""
+"""Share of torn writes among the writes that do not survive whole; the others are dropped."""
 _TEARS_MAX = 4
-"""Enough for a prefix, a suffix, a hole and islands; more looks no different to a parser."""
+"""Cuts in a torn write: enough for a prefix, a suffix, a hole and islands; more cuts look no
+different to a parser."""
 
 
 class PowerCut(BaseException):
@@ -34,8 +35,8 @@ class PowerCut(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class CachedWrite:
-    """A write in a disk's volatile cache; `data` is None for zeroes. `certain`: it is durable
-    already (FUA) and stands here only to keep its place in the order.
+    """A write in a disk's volatile cache; `data` is None for zeroes. `certain`: the write is
+    durable already (FUA) and is listed only to keep its place in the order.
     """
 
     number: int
@@ -46,10 +47,10 @@ class CachedWrite:
 
 
 class Powered(Protocol):
-    """A device that loses power with others and comes back with what survived."""
+    """A device on a power supply; after a cut it comes back with the writes that survived."""
 
     def boot_into(self, world: Any, coin: random.Random) -> None:
-        """Make the successor of this device in `world`; `coin` settles what survived."""
+        """Add the rebooted device to `world`; `coin` decides which writes survived."""
         ...
 
 
@@ -57,10 +58,10 @@ Disk = TypeVar("Disk", bound=Powered)
 
 
 class PowerSupply(Generic[Disk]):
-    """The power and the luck that several simulated disks share.
+    """The power and the random numbers that several simulated disks share.
 
     Args:
-        seed: decides every coin.
+        seed: of the random numbers (`coin`).
         cut_at: the operation that is cut, counted from 1 over all disks; None never cuts.
         count_reads: False leaves reads out of the count (they still fail after the cut),
             which gives a test fewer and more telling places to cut.
@@ -90,7 +91,8 @@ class PowerSupply(Generic[Disk]):
         """Every disk of this world, in the order of creation."""
         self.coin = random.Random(seed)
         self.trace: list[tuple[object, ...]] | None = [] if traced else None
-        """(disk index, operation, offset, length, crc32 of the data) each, if `traced`."""
+        """(disk index, operation, offset, length, crc32 of the data) for each operation, if
+        `traced`."""
 
     def cut_power(self) -> None:
         """Cut the power of every disk now; each later operation raises PowerCut."""
@@ -99,12 +101,12 @@ class PowerSupply(Generic[Disk]):
     def reboot(
         self, cut_at: int | None = None, *, outcome: int = 0, seed: int | None = None
     ) -> Self:
-        """Cut the power if it is still on, and return a world whose `disks` stand in the same
-        order and hold what survived. Injected faults are gone.
+        """Cut the power if it is still on, and return a new world whose `disks`, in the same
+        order, hold the writes that survived. Planned faults are gone.
 
-        Rebooting twice gives the same disks. Another `outcome` throws the coins for the same
-        crash anew. The count starts at zero again; `seed` is that of the new world, otherwise
-        it follows from this one's.
+        Rebooting twice gives the same disks; another `outcome` gives another result of the same
+        crash. The new world counts operations from zero; its seed is `seed`, or else follows
+        from this world's seed.
         """
         self.cut_power()
         coin = random.Random(f"{self.seed} {self.operations} {outcome}")
@@ -120,7 +122,7 @@ class PowerSupply(Generic[Disk]):
         return after
 
     def count(self, *, read: bool = False) -> bool:
-        """Count one operation; True when it is the one to be cut.
+        """Count one operation; True if it is the operation to cut.
 
         Raises:
             PowerCut: the power is off already.
@@ -138,11 +140,12 @@ class PowerSupply(Generic[Disk]):
 def survivors(
     coin: random.Random, writes: list[CachedWrite], *, garbled_bytes: int = 0
 ) -> list[tuple[int, int, bytes | None]]:
-    """Throw the coins for unflushed writes; return (offset, length, data) to apply in order.
+    """Choose the unflushed writes that survive; return (offset, length, data) of the pieces to
+    apply, in order.
 
     Args:
         garbled_bytes: if not 0, a torn write also turns the physical blocks of this size that
-            it covers only in part to garbage, as a 512e disk may that loses power inside its
+            it covers only in part to garbage, as a 512e disk may that loses power within its
             read-modify-write.
     """
     keep = coin.choice(_SURVIVAL)

@@ -1,8 +1,8 @@
-"""A sparse array of bytes whose copies share what neither has changed.
+"""Sparse byte array whose copies share their unchanged chunks.
 
-Content is a dict of immutable 4 KiB chunks; a missing chunk is zeroes. Copying
-copies the dict only (about 0.1 ms for 64 MiB of content), which is what makes a
-simulated reboot cheap.
+The content is a dict of immutable 4 KiB chunks; a missing chunk is zeroes. A copy
+copies the dict only (about 0.1 ms for 64 MiB of content), so a simulated reboot
+is cheap.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class SparseBytes:
         return whole[start:end]
 
     def write(self, offset: int, data: bytes) -> None:
-        """Put `data` at `offset`; shares `data` where it is one whole chunk."""
+        """Put `data` at `offset`; keeps `data` itself as the chunk if it is one whole chunk."""
         for chunk, start, at, length in _pieces(offset, len(data)):
             piece = data[at : at + length]
             if length < CHUNK_BYTES:
@@ -54,7 +54,7 @@ class SparseBytes:
             self._zero_piece(chunk, start, count)
 
     def extents(self, offset: int, length: int) -> list[Extent]:
-        """Describe the range: missing chunks are holes of zeroes, the others data."""
+        """Return the extents of the range: missing chunks are holes of zeroes, others data."""
         end = offset + length
         found: list[Extent] = []
         at = start = offset  # data from `start` to `at`, and all before it is in `found`
@@ -67,7 +67,7 @@ class SparseBytes:
         return [*found, *_extent(at - start, hole=False), *_extent(end - at, hole=True)]
 
     def _present(self, first: int, end: int) -> list[int]:
-        """Return the chunks of a range that are not missing, ascending."""
+        """Return the indices of the present chunks from `first` up to `end`, ascending."""
         chunks = self._chunks
         if end - first > len(chunks):
             return sorted(chunk for chunk in chunks if first <= chunk < end)

@@ -1,4 +1,4 @@
-"""The world of simulated disks: one power supply, and one source of luck."""
+"""A world of simulated disks: one power supply and one seed for all of them."""
 
 from blockdev.simulation.disk import SimulatedDisk
 from blockdev.simulation.power import PowerSupply

@@ -71,8 +71,8 @@ class Counters:
     def now(self) -> NDArray[np.int64]:
         """Bytes: committed, log, moved, metadata."""
         pool = self._pool
-        log, moved = pool._log.bytes_written, pool.cleaner._mover.bytes_written
-        meta = pool._checkpointer._meta.bytes_written
+        log, moved = pool.log.bytes_written, pool.cleaner._mover.bytes_written
+        meta = pool.checkpointer._meta.bytes_written
         return np.array([self._committed, log, moved, meta], dtype=np.int64)
 
 
@@ -99,7 +99,7 @@ class Run:
             usable = pool.table.total_segments() - pool.space.reserve_segments
             self._blocks = int(usable * FULL) * pool.table.segment_bytes // BLOCK
             segment_bytes = pool.table.segment_bytes
-            await pool.create_volume("v", self._blocks * BLOCK)
+            await pool.management.create_volume("v", self._blocks * BLOCK)
             volume = pool.open_export("v")
             self._versions = np.zeros(self._blocks, dtype=np.int64)
             await self._write(volume, np.arange(self._blocks))

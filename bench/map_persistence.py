@@ -80,7 +80,7 @@ async def run(file: Path, options: argparse.Namespace) -> dict[str, object]:
         checkpoint_commits=NO_CHECKPOINTS.checkpoint_commits,
     )  # fmt: skip
     async with open_pool(offered, settings=settings) as pool:
-        await pool.create_volume("data", mapped_bytes)
+        await pool.management.create_volume("data", mapped_bytes)
         for first in range(0, blocks, BATCH_BLOCKS):
             await map_batch(pool, first)
             await pool.checkpoint()
@@ -89,7 +89,7 @@ async def run(file: Path, options: argparse.Namespace) -> dict[str, object]:
         reads, volume = Reads(pool), pool.open_export("data")
         coin = random.Random(1)
         noise = coin.randbytes(2 * BLOCK)
-        log, meta, relocator = pool._log, pool._checkpointer._meta, pool._checkpointer.relocator
+        log, meta, relocator = pool.log, pool.checkpointer._meta, pool.checkpointer.relocator
         before = log.bytes_written, meta.bytes_written
         written = checkpoints = 0
         began = time.monotonic()
@@ -119,7 +119,7 @@ async def run(file: Path, options: argparse.Namespace) -> dict[str, object]:
             "written_per_byte": round(log_share + map_share, 4), "target": TARGET_WRITTEN,
             "relocated": round(relocated, 4),
             "map_read_per_byte": round(reads.bytes_read / written, 4), "read_target": TARGET_READ,
-            "map_live_mib": round(pool._checkpointer.usage.map_bytes / (1 << 20), 1),
+            "map_live_mib": round(pool.checkpointer.usage.map_bytes / (1 << 20), 1),
             "seconds": round(time.monotonic() - began), "load": round(os.getloadavg()[0], 1),
         }  # fmt: skip
     device.settle()

@@ -134,7 +134,7 @@ class Harness:
         offered = [MemberDevice(device, "member", "here")]
         await create_pool(offered, copies=1, segment_bytes=32 << 20)
         async with open_pool(offered, settings=NO_CHECKPOINTS) as pool:
-            await pool.create_volume(VOLUME, self.mapped_bytes)
+            await pool.management.create_volume(VOLUME, self.mapped_bytes)
             for first in range(0, self.mapped_bytes // BLOCK_BYTES, BATCH_BLOCKS):
                 await map_batch(pool, first)
                 await pool.checkpoint()

@@ -50,7 +50,7 @@ async def measure_under_load(pool: Pool, volume: str, directory: Path) -> None:
         nursery.cancel_scope.cancel()
     difference = statistics.median(snapshots) - statistics.median(flushes)
     show(
-        "snapshots created while fio writes", snapshots=len(pool.snapshots(volume)),
+        "snapshots created while fio writes", snapshots=len(pool.management.snapshots(volume)),
         repeats=SNAPSHOTS, flush_ms=milliseconds(flushes), snapshot_ms=milliseconds(snapshots),
         beyond_ms=milliseconds(beyond), beyond_worst_ms=round(max(beyond) * 1e3, 2),
         difference_ms=round(difference * 1e3, 2),
@@ -73,7 +73,7 @@ async def _alternate(pool: Pool, volume: str) -> tuple[list[float], list[float],
             await trio.sleep(PAUSE_S)
             waits.clear()
             records.clear()
-            took = await seconds_of(partial(pool.create_snapshot, volume, f"load{i}"))
+            took = await seconds_of(partial(pool.management.create_snapshot, volume, f"load{i}"))
             # A record is applied twice, first within the call: counted twice is on the safe side.
             beyond.append(took - sum(waits) + sum(records))
             snapshots.append(took)

@@ -74,7 +74,7 @@ async def opened(directory: Path) -> AsyncIterator[tuple[Pool, list[MemberDevice
 
 async def fill(pool: Pool, name: str, size_bytes: int, rng: random.Random) -> None:
     """A volume of bytes that do not compress."""
-    await pool.create_volume(name, size_bytes)
+    await pool.management.create_volume(name, size_bytes)
     device = pool.open_export(name)
     for offset in range(0, size_bytes, MIB):
         await device.write(offset, rng.randbytes(MIB))
@@ -125,7 +125,7 @@ async def stored_bytes(pool: Pool) -> int:
 async def settle(pool: Pool) -> None:
     """Let checkpoints give back all that is deleted."""
     await pool.checkpoint()
-    while pool._checkpointer.has_more_to_free:
+    while pool.checkpointer.has_more_to_free:
         await pool.checkpoint()
 
 
@@ -164,7 +164,7 @@ class Chain:
                 self._versions[block] = self._written
                 await plain.write(block * BLOCK, data)
                 await deep.write(block * BLOCK, data)
-            await pool.create_snapshot("deep", f"s{i}")
+            await pool.management.create_snapshot("deep", f"s{i}")
             self._images[f"s{i}"] = dict(self._versions)
         await plain.close()
         await deep.close()
@@ -207,7 +207,7 @@ class Chain:
         began = time.monotonic()
         for i in range(0, self._count, 2):
             started = time.monotonic()
-            await pool.delete_snapshot("deep", f"s{i}")
+            await pool.management.delete_snapshot("deep", f"s{i}")
             took.append(time.monotonic() - started)
             del self._images[f"s{i}"]
         deleting = time.monotonic() - began
@@ -240,7 +240,7 @@ class Clones:
         """All figures of this part."""
         async with opened(self._directory) as (pool, _):
             await fill(pool, "image", self._size, random.Random(2))
-            await pool.create_snapshot("image", "clean")
+            await pool.management.create_snapshot("image", "clean")
             await settle(pool)
         async with opened(self._directory) as (pool, _):
             await self._create(pool)
@@ -264,7 +264,7 @@ class Clones:
         )  # fmt: skip
 
     async def _clone(self, pool: Pool, name: str) -> float:
-        return await seconds_of(lambda: pool.clone("image", "clean", name))
+        return await seconds_of(lambda: pool.management.clone("image", "clean", name))
 
     async def _read(self, pool: Pool) -> None:
         map_reads, places, rng = [], set(), random.Random(3)

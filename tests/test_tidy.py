@@ -36,6 +36,7 @@ STORAGE_DOOR = {
     "storage.errors",
     "storage.settings",
     "storage.throttle",
+    "storage.volumes.management",
     "storage.catalogue.schedule",
     "storage.catalogue.retention",
     "storage.catalogue.resume_token",

@@ -42,7 +42,6 @@ takes longer to import than most commands take to run.
 """
 
 import logging
-from typing import Protocol
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -55,8 +54,6 @@ from admin.api.interfaces import (
     MemberControl,
     PoolControl,
     ScheduleControl,
-    SpaceControl,
-    TransferControl,
 )
 from admin.api.naming import add_naming
 from admin.api.removal import Changes
@@ -79,6 +76,7 @@ from storage.errors import (
     StreamError,
 )
 from storage.info import PoolInfo, SnapshotInfo, TreeNode, VolumeInfo
+from storage.volumes.management import Management
 
 _log = logging.getLogger("cenote.api")
 
@@ -145,12 +143,8 @@ class NewClone(_Body):
     name: str
 
 
-class ApiPool(PoolControl, SpaceControl, TransferControl, Protocol):
-    """All that the API needs of a pool."""
-
-
 def build_app(
-    pool: ApiPool,
+    pool: PoolControl,
     daemon: DaemonInfo,
     clients: ClientControl,
     members: MemberControl,
@@ -171,11 +165,11 @@ def build_app(
     async def get_pool() -> PoolInfo:
         return pool.info()
 
-    changes = Changes(pool, clients)
+    changes = Changes(pool.management, clients)
     _add_clients(app, clients, changes)
-    _add_volumes(app, pool, changes)
-    _add_snapshots(app, pool, changes)
-    add_naming(app, pool)
+    _add_volumes(app, pool.management, changes)
+    _add_snapshots(app, pool.management, changes)
+    add_naming(app, pool.management)
     add_space(app, pool, members)
     add_transfers(app, pool)
     add_schedules(app, schedules)
@@ -200,22 +194,24 @@ def _add_clients(app: FastAPI, clients: ClientControl, changes: Changes) -> None
         return await changes.disconnect(numbers=whom.numbers, export=whom.export)
 
 
-def _add_volumes(app: FastAPI, pool: PoolControl, changes: Changes) -> None:
+def _add_volumes(app: FastAPI, management: Management, changes: Changes) -> None:
     @app.get("/v1/volumes")
     async def list_volumes() -> list[VolumeInfo]:
-        return pool.volumes()
+        return management.volumes()
 
     @app.post("/v1/volumes", status_code=201)
     async def create_volume(new: NewVolume) -> VolumeInfo:
-        return await pool.create_volume(_volume(new.name), _size(new.size_bytes))
+        return await management.create_volume(_volume(new.name), _size(new.size_bytes))
 
     @app.get("/v1/volumes/{name}")
     async def get_volume(name: str) -> VolumeInfo:
-        return _find(pool, _volume(name))
+        return _find(management, _volume(name))
 
     @app.patch("/v1/volumes/{name}")
     async def resize_volume(name: str, new: NewSize) -> VolumeInfo:
-        return await pool.resize_volume(_volume(name), _size(new.size_bytes), shrink=new.shrink)
+        return await management.resize_volume(
+            _volume(name), _size(new.size_bytes), shrink=new.shrink
+        )
 
     @app.delete("/v1/volumes/{name}", status_code=204)
     async def delete_volume(name: str, snapshots: bool = False, disconnect: bool = False) -> None:
@@ -224,25 +220,25 @@ def _add_volumes(app: FastAPI, pool: PoolControl, changes: Changes) -> None:
     @app.post("/v1/clones", status_code=201)
     async def create_clone(new: NewClone) -> VolumeInfo:
         snapshot = None if new.snapshot is None else _snapshot(new.snapshot)
-        return await pool.clone(_volume(new.volume), snapshot, _volume(new.name))
+        return await management.clone(_volume(new.volume), snapshot, _volume(new.name))
 
 
-def _add_snapshots(app: FastAPI, pool: PoolControl, changes: Changes) -> None:
+def _add_snapshots(app: FastAPI, management: Management, changes: Changes) -> None:
     @app.get("/v1/tree")
     async def get_tree() -> list[TreeNode]:
-        return pool.tree()
+        return management.tree()
 
     @app.get("/v1/snapshots")
     async def list_all_snapshots() -> list[SnapshotInfo]:
-        return pool.snapshots()
+        return management.snapshots()
 
     @app.get("/v1/volumes/{name}/snapshots")
     async def list_snapshots(name: str) -> list[SnapshotInfo]:
-        return pool.snapshots(_volume(name))
+        return management.snapshots(_volume(name))
 
     @app.post("/v1/volumes/{name}/snapshots", status_code=201)
     async def create_snapshot(name: str, new: NewSnapshot) -> SnapshotInfo:
-        return await pool.create_snapshot(_volume(name), _snapshot(new.name))
+        return await management.create_snapshot(_volume(name), _snapshot(new.name))
 
     @app.delete("/v1/volumes/{name}/snapshots/{snapshot}", status_code=204)
     async def delete_snapshot(name: str, snapshot: str, disconnect: bool = False) -> None:
@@ -253,7 +249,7 @@ def _add_snapshots(app: FastAPI, pool: PoolControl, changes: Changes) -> None:
     async def rollback(name: str, to: Rollback) -> VolumeInfo:
         which = SnapshotName(_volume(name), _snapshot(to.snapshot))
         await changes.rollback(which, disconnect=to.disconnect)
-        return _find(pool, name)
+        return _find(management, name)
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -287,8 +283,8 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(describe(InternalError(f"internal error: {error!r}")), 500)
 
 
-def _find(pool: PoolControl, name: str) -> VolumeInfo:
-    for volume in pool.volumes():
+def _find(management: Management, name: str) -> VolumeInfo:
+    for volume in management.volumes():
         if volume.name == name:
             return volume
     raise NotFoundError(f"no such volume: {name}")

@@ -3,9 +3,9 @@
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 
-from admin.api.interfaces import PoolControl
 from admin.names import check_name, parse_snapshot
 from storage.info import SnapshotInfo, VolumeInfo
+from storage.volumes.management import Management
 
 
 class _Body(BaseModel):
@@ -42,26 +42,26 @@ class Notes(_Body):
     space: dict[str, int] | None = None
 
 
-def add_naming(app: FastAPI, pool: PoolControl) -> None:
+def add_naming(app: FastAPI, management: Management) -> None:
     """Add the routes."""
 
     @app.post("/v1/volumes/{name}/rename")
     async def rename_volume(name: str, new: NewName) -> VolumeInfo:
-        return await pool.rename_volume(
+        return await management.rename_volume(
             check_name(name, "volume name"), check_name(new.name, "volume name")
         )
 
     @app.post("/v1/volumes/{name}/promote")
     async def promote(name: str) -> VolumeInfo:
-        return await pool.promote(check_name(name, "volume name"))
+        return await management.promote(check_name(name, "volume name"))
 
     @app.post("/v1/volumes/{name}/flatten")
     async def flatten(name: str, how: Flatten) -> VolumeInfo:
-        return await pool.flatten(check_name(name, "volume name"), on=how.on)
+        return await management.flatten(check_name(name, "volume name"), on=how.on)
 
     @app.post("/v1/volumes/{name}/snapshots/{snapshot}/rename")
     async def rename_snapshot(name: str, snapshot: str, new: NewName) -> SnapshotInfo:
-        return await pool.rename_snapshot(
+        return await management.rename_snapshot(
             check_name(name, "volume name"),
             check_name(snapshot, "snapshot name"),
             check_name(new.name, "snapshot name"),
@@ -70,7 +70,7 @@ def add_naming(app: FastAPI, pool: PoolControl) -> None:
     @app.post("/v1/snapshots", status_code=201)
     async def create_snapshots(new: NewGroup) -> list[SnapshotInfo]:
         volumes = [check_name(name, "volume name") for name in new.volumes]
-        return await pool.create_snapshots(volumes, check_name(new.name, "snapshot name"))
+        return await management.create_snapshots(volumes, check_name(new.name, "snapshot name"))
 
     @app.patch("/v1/notes", status_code=204)
     async def note(notes: Notes) -> None:
@@ -78,4 +78,4 @@ def add_naming(app: FastAPI, pool: PoolControl) -> None:
             parse_snapshot(notes.name)
         else:
             check_name(notes.name, "volume name")
-        await pool.note(notes.name, notes.model_dump(exclude={"name"}, exclude_none=True))
+        await management.note(notes.name, notes.model_dump(exclude={"name"}, exclude_none=True))

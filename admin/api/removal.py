@@ -9,11 +9,12 @@ from typing import TypeVar
 
 import trio
 
-from admin.api.interfaces import ClientControl, PoolControl
+from admin.api.interfaces import ClientControl
 from admin.api.values import ClientInfo
 from admin.names import SnapshotName
 from storage.errors import InUseError, NotFoundError
 from storage.info import SnapshotInfo, VolumeInfo
+from storage.volumes.management import Management
 
 T = TypeVar("T")
 
@@ -28,8 +29,8 @@ SHOWN_MAX = 3
 class Changes:
     """Deletes and rolls back with regard to clients, and disconnects them."""
 
-    def __init__(self, pool: PoolControl, clients: ClientControl) -> None:
-        self._pool = pool
+    def __init__(self, management: Management, clients: ClientControl) -> None:
+        self._management = management
         self._clients = clients
 
     async def delete_volume(self, name: str, *, snapshots: bool, disconnect: bool) -> None:
@@ -39,13 +40,13 @@ class Changes:
             NotFoundError: there is none.
             InUseError: it is protected, or has snapshots or clients that are to stay.
         """
-        held = self._pool.snapshots(name)
+        held = self._management.snapshots(name)
         # Found before anybody is disconnected for nothing.
         if held and not snapshots:
             raise InUseError(
                 f"{name} has snapshots ({len(held)}); delete them first, or with it: --snapshots"
             )
-        _refuse_protected(volume for volume in self._pool.volumes() if volume.name == name)
+        _refuse_protected(volume for volume in self._management.volumes() if volume.name == name)
         _refuse_protected(held)
 
         def concerns(export: str) -> bool:
@@ -53,18 +54,18 @@ class Changes:
 
         await self._change(
             concerns,
-            lambda: self._pool.delete_volume(name, snapshots=snapshots),
+            lambda: self._management.delete_volume(name, snapshots=snapshots),
             f"volume {name}",
             reason="the volume is deleted" if disconnect else None,
         )
 
     async def delete_snapshot(self, name: SnapshotName, *, disconnect: bool) -> None:
         """Delete a snapshot; raises as `delete_volume`."""
-        held = self._pool.snapshots(name.volume)
+        held = self._management.snapshots(name.volume)
         _refuse_protected(one for one in held if one.name == name.snapshot)
         await self._change(
             lambda export: export == str(name),
-            lambda: self._pool.delete_snapshot(name.volume, name.snapshot),
+            lambda: self._management.delete_snapshot(name.volume, name.snapshot),
             f"snapshot {name}",
             reason="the snapshot is deleted" if disconnect else None,
         )
@@ -73,7 +74,7 @@ class Changes:
         """Make the volume what the snapshot is; raises as `delete_volume`."""
         await self._change(
             lambda export: export == name.volume,
-            lambda: self._pool.rollback(name.volume, name.snapshot),
+            lambda: self._management.rollback(name.volume, name.snapshot),
             f"volume {name.volume}",
             reason=f"the volume goes back to {name}" if disconnect else None,
         )

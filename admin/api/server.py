@@ -6,9 +6,9 @@ import hypercorn.trio
 import trio
 from hypercorn.config import Config as HypercornConfig
 
-from admin.api.app import ApiPool, build_app
+from admin.api.app import build_app
 from admin.api.drain import DrainRequests
-from admin.api.interfaces import ClientControl, MemberControl, ScheduleControl
+from admin.api.interfaces import ClientControl, MemberControl, PoolControl, ScheduleControl
 from admin.api.scrub import ScrubControl
 from admin.api.values import DaemonInfo
 from admin.errors import HomeError
@@ -23,7 +23,7 @@ GRACE_S = 1.0
 
 
 async def serve_api(
-    pool: ApiPool,
+    pool: PoolControl,
     daemon: DaemonInfo,
     clients: ClientControl,
     members: MemberControl,

@@ -5,7 +5,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
 
-from admin.api.interfaces import MemberControl, SpaceControl
+from admin.api.interfaces import MemberControl, PoolControl
 from admin.config.load import LOCAL_HOST
 from admin.names import check_name
 from storage.errors import InvalidArgumentError
@@ -32,7 +32,7 @@ class LargerMember(_Body):
     size_bytes: int | None = None
 
 
-def add_space(app: FastAPI, pool: SpaceControl, members: MemberControl) -> None:
+def add_space(app: FastAPI, pool: PoolControl, members: MemberControl) -> None:
     """Add the routes."""
 
     @app.get("/v1/pool/space")

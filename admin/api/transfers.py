@@ -12,7 +12,7 @@ from fastapi.responses import StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
-from admin.api.interfaces import Outgoing, TransferControl
+from admin.api.interfaces import Outgoing, PoolControl
 from admin.names import SnapshotName, check_name, parse_snapshot
 from storage.errors import NotFoundError, StreamError
 from storage.info import SnapshotInfo
@@ -39,7 +39,7 @@ class _Stream(StreamingResponse):
                 await self._sending.close()
 
 
-def add_transfers(app: FastAPI, pool: TransferControl) -> None:
+def add_transfers(app: FastAPI, pool: PoolControl) -> None:
     """Add the routes."""
 
     @app.get("/v1/volumes/{name}/snapshots/{snapshot}/stream")
@@ -48,7 +48,7 @@ def add_transfers(app: FastAPI, pool: TransferControl) -> None:
     ) -> StreamingResponse:
         what = SnapshotName(check_name(name, "volume name"), check_name(snapshot, "snapshot name"))
         base = None if since is None else str(parse_snapshot(since))
-        sending = await pool.send(str(what), since=base, resume=resume)
+        sending = await pool.transfers.send(str(what), since=base, resume=resume)
         _log.info("sending %s since=%s resumed=%s", what, base, resume is not None)
         return _Stream(sending)
 
@@ -59,7 +59,7 @@ def add_transfers(app: FastAPI, pool: TransferControl) -> None:
         check_name(name, "volume name")
         if snapshot is not None:
             check_name(snapshot, "snapshot name")
-        receiving = pool.receive(name, snapshot, discard=discard)
+        receiving = pool.transfers.receive(name, snapshot, discard=discard)
         try:
             async with aclosing(request.stream()) as chunks:
                 async for chunk in chunks:
@@ -74,8 +74,8 @@ def add_transfers(app: FastAPI, pool: TransferControl) -> None:
         return _find(pool, made)
 
 
-def _find(pool: TransferControl, name: SnapshotName) -> SnapshotInfo:
-    for one in pool.snapshots(name.volume):
+def _find(pool: PoolControl, name: SnapshotName) -> SnapshotInfo:
+    for one in pool.management.snapshots(name.volume):
         if one.name == name.snapshot:
             return one
     raise NotFoundError(f"{name} was received, and deleted meanwhile")

@@ -10,18 +10,15 @@ from admin.names import check_name, parse_snapshot
 from blockdev.device import BlockDevice
 from nbd.errors import UnknownExportError
 from storage.errors import InvalidArgumentError, NotFoundError
-from storage.info import SnapshotInfo, VolumeInfo
+from storage.volumes.management import Management
 
 
 class ExportingPool(Protocol):
     """What exporting needs of a pool."""
 
-    def volumes(self) -> list[VolumeInfo]:
-        """All volumes."""
-        ...
-
-    def snapshots(self, volume: str | None = None) -> list[SnapshotInfo]:
-        """All snapshots, or those of one volume."""
+    @property
+    def management(self) -> Management:
+        """Lists volumes and snapshots."""
         ...
 
     def open_export(self, name: str) -> BlockDevice:
@@ -50,8 +47,10 @@ class PoolExports:
 
     def names(self) -> Sequence[str]:
         """Volumes, then snapshots; none that is being received and not whole yet."""
-        volumes = sorted(one.name for one in self._pool.volumes() if one.receiving is None)
-        snapshots = sorted(f"{one.volume}@{one.name}" for one in self._pool.snapshots())
+        volumes = sorted(
+            one.name for one in self._pool.management.volumes() if one.receiving is None
+        )
+        snapshots = sorted(f"{one.volume}@{one.name}" for one in self._pool.management.snapshots())
         return volumes + snapshots
 
     async def open(self, name: str) -> BlockDevice:

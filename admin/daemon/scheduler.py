@@ -9,10 +9,9 @@ or not; what decides is what the pool holds afterwards, not what the call said.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
 
 import trio
 
@@ -21,7 +20,8 @@ from blockdev.errors import DeviceError
 from storage.catalogue.retention import Automatic, expired
 from storage.catalogue.schedule import Schedule, check_schedule, snapshot_name
 from storage.errors import ExistsError, InUseError, NotFoundError
-from storage.info import SnapshotInfo, VolumeInfo
+from storage.info import SnapshotInfo
+from storage.volumes.management import Management
 
 _log = logging.getLogger("cenote.schedule")
 
@@ -30,40 +30,6 @@ LOOK_INTERVAL_S = 5.0
 RETRY_S = 15.0
 RETRY_S_MAX = 600.0
 """Twice as long after each failure; a pool may stay full for days."""
-
-
-class SchedulingPool(Protocol):
-    """What schedules need of a pool."""
-
-    def volumes(self) -> list[VolumeInfo]:
-        """All volumes."""
-        ...
-
-    def snapshots(self, volume: str | None = None) -> list[SnapshotInfo]:
-        """All snapshots, or those of one volume, as they were made."""
-        ...
-
-    async def create_snapshots(
-        self, volumes: Sequence[str], snapshot: str, *, schedule: str = ""
-    ) -> list[SnapshotInfo]:
-        """Keep several volumes as they are at one moment, on behalf of a schedule."""
-        ...
-
-    async def delete_snapshot(self, volume: str, snapshot: str) -> None:
-        """Remove a snapshot."""
-        ...
-
-    def schedules(self) -> dict[str, Schedule]:
-        """The schedules that were set, by name."""
-        ...
-
-    async def set_schedule(self, name: str, schedule: Schedule) -> None:
-        """Set a schedule, or change all of it."""
-        ...
-
-    async def remove_schedule(self, name: str) -> None:
-        """Remove a schedule."""
-        ...
 
 
 @dataclass
@@ -93,11 +59,11 @@ class Scheduler:
 
     def __init__(
         self,
-        pool: SchedulingPool,
+        management: Management,
         configured: Mapping[str, Schedule],
         wall_clock: Callable[[], datetime],
     ) -> None:
-        self._pool = pool
+        self._management = management
         self._configured = dict(configured)
         self._now = wall_clock
         self._progress: dict[str, _Progress] = {}
@@ -108,7 +74,7 @@ class Scheduler:
 
     def schedules(self) -> dict[str, Schedule]:
         """All by name; where both have one, that of the configuration counts."""
-        return {**self._pool.schedules(), **self._configured}
+        return {**self._management.schedules(), **self._configured}
 
     def infos(self) -> list[ScheduleInfo]:
         """All schedules, and what became of them."""
@@ -140,7 +106,9 @@ class Scheduler:
         return schedule
 
     def _volumes(self, schedule: Schedule) -> list[str]:
-        return [one.name for one in self._pool.volumes() if schedule.matches(one.name, one.labels)]
+        return [
+            one.name for one in self._management.volumes() if schedule.matches(one.name, one.labels)
+        ]
 
     def _of(self, name: str) -> _Progress:
         progress = self._progress.get(name)
@@ -150,7 +118,7 @@ class Scheduler:
         return progress
 
     def _times(self, name: str) -> list[datetime]:
-        made = (_time_of(one) for one in self._pool.snapshots() if one.schedule == name)
+        made = (_time_of(one) for one in self._management.snapshots() if one.schedule == name)
         return [at for at in made if at is not None]
 
     # -- changing them
@@ -164,7 +132,7 @@ class Scheduler:
             ExistsError: the configuration has one of that name.
         """
         self._refuse_configured(name)
-        await self._pool.set_schedule(name, check_schedule(name, schedule))
+        await self._management.set_schedule(name, check_schedule(name, schedule))
         self._progress.pop(name, None)
         return self.info(name)
 
@@ -176,7 +144,7 @@ class Scheduler:
             ExistsError: it is in the configuration.
         """
         self._refuse_configured(name)
-        await self._pool.remove_schedule(name)
+        await self._management.remove_schedule(name)
         self._progress.pop(name, None)
 
     def _refuse_configured(self, name: str) -> None:
@@ -189,7 +157,7 @@ class Scheduler:
 
     async def run(self) -> None:
         """Make snapshots as they become due, for ever."""
-        for name in self._configured.keys() & self._pool.schedules().keys():
+        for name in self._configured.keys() & self._management.schedules().keys():
             _log.warning("schedule %s: the configuration's counts, not the one that was set", name)
         while True:
             for name in sorted(self.schedules()):
@@ -249,10 +217,10 @@ class Scheduler:
         volumes = self._volumes(schedule)
         if not volumes:
             return None
-        taken = {one.name for one in self._pool.snapshots() if one.volume in volumes}
+        taken = {one.name for one in self._management.snapshots() if one.volume in volumes}
         snapshot = snapshot_name(self._now(), taken)
         try:
-            await self._pool.create_snapshots(volumes, snapshot, schedule=name)
+            await self._management.create_snapshots(volumes, snapshot, schedule=name)
         except DeviceError as error:
             if not any(self._is_there(volume, snapshot) for volume in volumes):
                 return error
@@ -264,13 +232,15 @@ class Scheduler:
         return None
 
     def _is_there(self, volume: str, snapshot: str) -> bool:
-        return any((one.volume, one.name) == (volume, snapshot) for one in self._pool.snapshots())
+        return any(
+            (one.volume, one.name) == (volume, snapshot) for one in self._management.snapshots()
+        )
 
     async def _clear_up(self, name: str, schedule: Schedule) -> DeviceError | None:
         """Delete what is no longer kept of the volumes that the schedule is about."""
         by_volume: dict[str, list[Automatic]] = {}
         volumes = set(self._volumes(schedule))
-        for one in self._pool.snapshots():
+        for one in self._management.snapshots():
             at = _time_of(one)
             if one.schedule == name and one.volume in volumes and at is not None:
                 spared = one.protected or one.clones > 0
@@ -278,7 +248,7 @@ class Scheduler:
         for volume, made in by_volume.items():
             for snapshot in expired(made, schedule.keep):
                 try:
-                    await self._pool.delete_snapshot(volume, snapshot)
+                    await self._management.delete_snapshot(volume, snapshot)
                 except (InUseError, NotFoundError) as error:
                     _log.debug("schedule %s: %s@%s stays: %s", name, volume, snapshot, error)
                 except DeviceError as error:

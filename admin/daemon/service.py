@@ -14,14 +14,14 @@ from typing import Protocol
 import trio
 
 from admin import __version__
-from admin.api.interfaces import MemberControl, PoolControl, SpaceControl, TransferControl
+from admin.api.interfaces import MemberControl, PoolControl
 from admin.api.server import serve_api
 from admin.api.values import DaemonInfo
 from admin.config.load import Config
 from admin.daemon.exports import ExportingPool
 from admin.daemon.nbd_service import NbdService
 from admin.daemon.notify import notify
-from admin.daemon.scheduler import Scheduler, SchedulingPool
+from admin.daemon.scheduler import Scheduler
 from admin.daemon.scrub_file import FileKeeper
 from admin.daemon.scrubbing import Scrubbing, ScrubEngine
 from admin.daemon.watch import warn_of_filling
@@ -54,9 +54,7 @@ class Orders:
     """Certificates, loaded before anything is touched."""
 
 
-class ServedPool(
-    PoolControl, SpaceControl, TransferControl, ExportingPool, SchedulingPool, Protocol
-):
+class ServedPool(PoolControl, ExportingPool, Protocol):
     """A pool as it is served."""
 
     failed: trio.Event
@@ -82,7 +80,7 @@ async def serve_pool(
         DeviceError: the pool failed (in an exception group).
         HomeError: a socket cannot be made (in an exception group).
     """
-    scheduler = Scheduler(pool, orders.config.schedules, partial(datetime.now, UTC))
+    scheduler = Scheduler(pool.management, orders.config.schedules, partial(datetime.now, UTC))
     scrubs = Scrubbing(
         pool.info().uuid, pool.scrubber, orders.config.scrub, FileKeeper(orders.home),
         partial(datetime.now, UTC),
@@ -97,7 +95,9 @@ async def serve_pool(
         )
         info = pool.info()
         _warn_of_configuration(orders.config, info)
-        volumes = sorted(volume.name for volume in pool.volumes() if volume.receiving is None)
+        volumes = sorted(
+            volume.name for volume in pool.management.volumes() if volume.receiving is None
+        )
         notify("READY=1", f"STATUS=serving, pool is {info.health}")
         commands = _suggestions(daemon, volumes, orders)
         orders.ready(ReadyReport(daemon, info, created, volumes, commands))

@@ -1,6 +1,6 @@
-"""The part of a pool that sends and receives snapshots."""
+"""Sending snapshots to other pools, and receiving them."""
 
-from abc import abstractmethod
+from collections.abc import Awaitable, Callable
 
 from storage.catalogue.catalogue import Catalogue
 from storage.catalogue.records import SnapshotRecord
@@ -13,31 +13,32 @@ from storage.transfer.receive import Receiving
 from storage.transfer.send import Sending
 from storage.transfer.stream import StreamHeader
 from storage.transfer.targets import Targets
-from storage.volumes.management import Operations
+from storage.volumes.exports import Exports
+from storage.volumes.operation_log import OperationLog
 from storage.volumes.registry import Registry
-from storage.volumes.volume import Volume
 
 
-class Transfers(Operations):
-    """Adds `send` and `receive` to what can be done with volumes."""
+class Transfers:
+    """Begins to send and to receive snapshots of one pool.
+
+    Args:
+        flush: makes everything written so far durable.
+    """
 
     def __init__(
-        self, live: Catalogue, volumes: Registry, blockmap: BlockMap, table: SegmentTable,
+        self, live: Catalogue, registry: Registry, blockmap: BlockMap, table: SegmentTable,
+        exports: Exports, operations: OperationLog, flush: Callable[[], Awaitable[None]],
         env: Environment,
     ):  # fmt: skip
-        super().__init__(live, volumes)
-        self.blockmap = blockmap
-        self.table = table
+        self._live = live
+        self._registry = registry
+        self._map = blockmap
+        self._table = table
+        self._exports = exports
+        self._operations = operations
+        self._flush = flush
         self._env = env
-        self._targets = Targets(live, volumes, blockmap)
-
-    @abstractmethod
-    def _open_arrival(self, name: str) -> Volume:
-        """A handle of a volume that is being received."""
-
-    @abstractmethod
-    async def flush(self) -> None:
-        """Make everything written so far durable."""
+        self._targets = Targets(live, registry, blockmap)
 
     async def send(
         self, name: str, *, since: str | None = None, resume: str | None = None
@@ -65,17 +66,17 @@ class Transfers(Operations):
             record.identity, base.identity if base else None, record.size_bytes, start,
             volume, snapshot, since or "", record.created,
         )  # fmt: skip
-        device = self.open_export(name)
-        other = None if since is None else self.open_export(since)
+        device = self._exports.open(name)
+        other = None if since is None else self._exports.open(since)
         try:
             if any(one is not None and one.layer.drained_overlays() for one in (device, other)):
-                await self.flush()  # one of them was made a moment ago
+                await self._flush()  # one of them was made a moment ago
         except BaseException:
             await device.close()
             if other is not None:
                 await other.close()
             raise
-        return Sending(header, device, other, self.blockmap, self.table, self._env)
+        return Sending(header, device, other, self._map, self._table, self._env)
 
     def receive(
         self, volume: str, snapshot: str | None = None, *, discard: bool = False
@@ -89,7 +90,7 @@ class Transfers(Operations):
         """
         return Receiving(
             self._targets, volume, snapshot, discard=discard,
-            carry_out=self._carry_out, open_volume=self._open_arrival,
+            carry_out=self._operations.carry_out, open_volume=self._exports.open_arrival,
         )  # fmt: skip
 
     def _snapshot_named(self, name: str) -> SnapshotRecord:

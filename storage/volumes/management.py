@@ -5,42 +5,37 @@ to log it (it is then carried out as soon as there is), and DeviceError when the
 A cancelled call may or may not take effect.
 """
 
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 
 from storage.catalogue.catalogue import Catalogue
-from storage.catalogue.operations import Operation
 from storage.catalogue.records import SnapshotRecord
 from storage.catalogue.schedule import Schedule
 from storage.catalogue.tree import VolumeTree, tree
 from storage.errors import InvalidArgumentError
 from storage.info import SnapshotInfo, TreeNode, VolumeInfo
+from storage.volumes.exports import Exports
 from storage.volumes.flatten import Flattener
 from storage.volumes.listing import snapshot_info, volume_info
+from storage.volumes.operation_log import OperationLog
 from storage.volumes.registry import Registry
-from storage.volumes.volume import Volume
 
 
-class Operations(ABC):
-    """The part of a pool that knows names."""
+class Management:
+    """Creates, changes and deletes volumes and snapshots, and lists them."""
 
-    _flattener: Flattener
-
-    def __init__(self, live: Catalogue, volumes: Registry) -> None:
+    def __init__(
+        self, live: Catalogue, registry: Registry, flattener: Flattener, exports: Exports,
+        operations: OperationLog,
+    ):  # fmt: skip
         self._live = live
-        self._registry = volumes
-
-    @abstractmethod
-    async def _carry_out(self, operation: Operation) -> None:
-        """Apply an operation, log it, and wait until it is durable."""
-
-    @abstractmethod
-    def open_export(self, name: str) -> Volume:
-        """A handle of a volume or a snapshot."""
+        self._registry = registry
+        self._flattener = flattener
+        self._exports = exports
+        self._carry_out = operations.carry_out
 
     async def _zero_behind(self, volume: str, size_bytes: int) -> None:
-        device = self.open_export(volume)
+        device = self._exports.open(volume)
         try:
             await device.write_zeroes(size_bytes, device.size_bytes - size_bytes, fua=True)
         finally:

@@ -69,7 +69,7 @@ async def _volume_of(devices: list[BlockDevice], copies: int) -> AsyncIterator[B
     members = [MemberDevice(d, f"member{i}", f"host{i}") for i, d in enumerate(devices)]
     await create_pool(members, copies=copies, segment_bytes=1 << 20)
     async with open_pool(members) as pool:
-        await pool.create_volume("v", SIZE_BYTES)
+        await pool.management.create_volume("v", SIZE_BYTES)
         device = pool.open_export("v")
         yield device
         await device.close()

@@ -22,6 +22,7 @@ from tests.sim.deterministic import Body, environment, run_to_its_end
 MIB = 1 << 20
 SEGMENT_BYTES = MIB
 READ_BYTES = MIB
+_ZEROES = bytes(READ_BYTES)
 
 SETTINGS = PoolSettings(
     page_cache_bytes=4 * MIB, extent_cache_bytes=MIB, buffer_bytes=8 * MIB,
@@ -93,10 +94,10 @@ async def opened(
 async def contents(pool: Pool) -> State:
     """Everything that can be seen of a pool: names, sizes, snapshots and every byte."""
     found: State = {}
-    for volume in pool.volumes():
+    for volume in pool.management.volumes():
         model = VolumeModel(await _image(pool, volume.name))
         assert model.head.size_bytes == volume.size_bytes
-        for snap in pool.snapshots(volume.name):
+        for snap in pool.management.snapshots(volume.name):
             model.snapshots[snap.name] = await _image(pool, f"{volume.name}@{snap.name}")
         found[volume.name] = model
     return found
@@ -109,7 +110,7 @@ async def _image(pool: Pool, name: str) -> Image:
         length = min(READ_BYTES, device.size_bytes - start)
         data = bytes(await device.read(start, length))
         assert len(data) == length
-        if data.count(0) != length:
+        if data != _ZEROES[:length]:
             for at in range(0, length, BLOCK):
                 block = data[at : at + BLOCK]
                 if block != ZERO_BLOCK:

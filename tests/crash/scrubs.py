@@ -37,7 +37,7 @@ def in_pool(world: SimulatedWorld, shape: Shape, body: Callable[[Pool], Awaitabl
 
 def first_extent(pool: Pool) -> Location:
     """Where the first stored block of the first volume lies."""
-    for page in pool.blockmap.layers[pool._durable.volumes["root"].head].pages.values():
+    for page in pool.blockmap.layers[pool.durable.volumes["root"].head].pages.values():
         for a, b in page.entries.tolist():
             if unpack(a, b).kind > 1:
                 return unpack(a, b)

@@ -197,6 +197,6 @@ async def _until_it_works(pool: Pool) -> None:
     with trio.fail_after(600):
         while True:
             with contextlib.suppress(NoSpaceError):
-                await pool.create_volume("after", MIB)
+                await pool.management.create_volume("after", MIB)
                 return
             await trio.sleep(1)

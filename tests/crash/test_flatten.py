@@ -41,32 +41,34 @@ class Life:
         self.history = history
 
     async def run(self, pool: Pool) -> None:
-        await self._durably(model.create("v", SIZE), pool.create_volume("v", SIZE))
+        await self._durably(model.create("v", SIZE), pool.management.create_volume("v", SIZE))
         for block in (*range(0, 9), 700, *range(1020, 1030)):
             await self._write(pool, "v", block, b"origin")
-        await self._durably(model.snapshot("v", "s"), pool.create_snapshot("v", "s"))
-        await self._durably(model.clone("v", "s", "c"), pool.clone("v", "s", "c"))
+        await self._durably(model.snapshot("v", "s"), pool.management.create_snapshot("v", "s"))
+        await self._durably(model.clone("v", "s", "c"), pool.management.clone("v", "s", "c"))
         for number, blocks in enumerate(((3, 1022), (4, 900))):
             for block in blocks:
                 await self._write(pool, "c", block, b"clone")
             name = f"t{number}"
-            await self._durably(model.snapshot("c", name), pool.create_snapshot("c", name))
+            await self._durably(
+                model.snapshot("c", name), pool.management.create_snapshot("c", name)
+            )
             await pool.checkpoint()
-        await pool.flatten("c")
+        await pool.management.flatten("c")
         await self._write(pool, "c", 5, b"meanwhile")
         await self.finish(pool)
 
     async def finish(self, pool: Pool) -> None:
         """What a recovered pool has to be able to go on to."""
-        while "c" in self.history.tip and pool.volume("c").flattening is not None:
+        while "c" in self.history.tip and pool.management.volume("c").flattening is not None:
             await trio.sleep(1)
-        if "c" in self.history.tip and pool.volume("c").origin is None:
+        if "c" in self.history.tip and pool.management.volume("c").origin is None:
             if "v" in self.history.tip:
-                step, call = model.delete("v"), pool.delete_volume("v", snapshots=True)
+                step, call = model.delete("v"), pool.management.delete_volume("v", snapshots=True)
                 await self._durably(step, call)
             for _ in range(4):
                 await pool.checkpoint()
-            assert all(node.parent in (None, "c") for node in pool.tree())
+            assert all(node.parent in (None, "c") for node in pool.management.tree())
         await self._write(pool, "c", 6, b"after")
         await pool.flush()
         self.history.is_durable(len(self.history.steps))

@@ -41,7 +41,7 @@ class Filler:
 
     async def create(self, name: str) -> None:
         self._history.begin(model.create(name, VOLUME_BYTES))
-        await self._pool.create_volume(name, VOLUME_BYTES)
+        await self._pool.management.create_volume(name, VOLUME_BYTES)
         self._history.is_durable(len(self._history.steps))
 
     async def fill(self, name: str, blocks_max: int = VOLUME_BYTES // BLOCK) -> int:
@@ -77,7 +77,7 @@ class Filler:
 
     async def delete(self, name: str) -> None:
         self._history.begin(model.delete(name))
-        await self._pool.delete_volume(name)
+        await self._pool.management.delete_volume(name)
         self._history.is_durable(len(self._history.steps))
 
 

@@ -148,20 +148,20 @@ class Squeeze:
         if len(self._history.tip[name].snapshots) < SNAPSHOTS_MAX:
             snapshot = self._new_name("s")
             step = model.snapshot(name, snapshot)
-            await self._durably(step, self._pool.create_snapshot(name, snapshot))
+            await self._durably(step, self._pool.management.create_snapshot(name, snapshot))
 
     async def _unsnapshot(self) -> None:
         found = [(v, s) for v, each in self._history.tip.items() for s in each.snapshots]
         if found:
             name, snapshot = self._rng.choice(found)
             step = model.delete_snapshot(name, snapshot)
-            await self._durably(step, self._pool.delete_snapshot(name, snapshot))
+            await self._durably(step, self._pool.management.delete_snapshot(name, snapshot))
 
     async def _delete(self) -> None:
         name = self._any_volume()
         held = len(self._history.tip[name].head.blocks)
         step = model.delete(name)
-        await self._durably(step, self._pool.delete_volume(name, snapshots=True))
+        await self._durably(step, self._pool.management.delete_volume(name, snapshots=True))
         fresh = await self._create()
         device = self._pool.open_export(fresh)
         wanted = held - SLACK_BLOCKS
@@ -173,7 +173,7 @@ class Squeeze:
         name = self._new_name("v")
         size_bytes = VOLUME_BLOCKS * BLOCK
         step = model.create(name, size_bytes)
-        await self._durably(step, self._pool.create_volume(name, size_bytes))
+        await self._durably(step, self._pool.management.create_volume(name, size_bytes))
         return name
 
     async def _durably(self, step: Step, operation: object) -> None:

@@ -141,7 +141,7 @@ def test_forcing_it_open_without_who_alone_had_the_log_loses_nothing_silently(ou
         async with opened(world, shape) as pool:
             uuids.extend(m.uuid for m in pool.info().members)
             world.disks[0].dead = True
-            await pool.create_volume("v", MIB)
+            await pool.management.create_volume("v", MIB)
             world.cut_power()
 
     async def come_back() -> None:
@@ -158,7 +158,7 @@ def test_forcing_it_open_without_who_alone_had_the_log_loses_nothing_silently(ou
     async def force() -> None:
         chosen, env = members(again, shape)[:1], environment(3)
         async with open_pool(chosen, settings=SETTINGS, env=env, without=[uuids[1]]) as pool:
-            found.extend(volume.name for volume in pool.volumes())
+            found.extend(volume.name for volume in pool.management.volumes())
 
     said = ""
     try:

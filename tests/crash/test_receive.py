@@ -32,18 +32,18 @@ class Source:
     async def make(self) -> None:
         self.members = await pools.new_members()
         async with pools.opened(self.members) as pool:
-            await pool.create_volume("v", SIZE_BYTES)
+            await pool.management.create_volume("v", SIZE_BYTES)
             for _ in range(20):
                 await self._write_somewhere(pool)
             await pools.write(pool, "v", 5 * MIB, b"text" * 4 * BLOCK)
-            await pool.create_snapshot("v", "one")
+            await pool.management.create_snapshot("v", "one")
             self.one = await content(pool, "v")
             for _ in range(20):
                 await self._write_somewhere(pool)
             device = pool.open_export("v")
             await device.trim(3 * BLOCK, 20 * BLOCK)
             await device.close()
-            await pool.create_snapshot("v", "two")
+            await pool.management.create_snapshot("v", "two")
             self.two = await content(pool, "v")
 
     async def _write_somewhere(self, pool: Pool) -> None:
@@ -95,7 +95,7 @@ class Crash:
         async def receives() -> None:
             async with opened(world, self.shape) as pool:
                 stream = await self._stream(None)
-                receiving = pool.receive("v")
+                receiving = pool.transfers.receive("v")
                 for turn, start in enumerate(range(0, len(stream), PIECE_BYTES)):
                     await receiving.feed(stream[start : start + PIECE_BYTES])
                     if turn % 5 == 3:
@@ -118,8 +118,8 @@ class Crash:
     async def _go_on(self, world: SimulatedWorld, done: bool) -> None:
         async with opened(world, self.shape, life=1) as pool:
             name, goal = self._goal
-            listed = {v.name: v for v in pool.volumes()}
-            snapshots = [s.name for s in pool.snapshots("v")] if "v" in listed else []
+            listed = {v.name: v for v in pool.management.volumes()}
+            snapshots = [s.name for s in pool.management.snapshots("v")] if "v" in listed else []
             if name in snapshots:
                 assert PARTIAL not in listed
                 return
@@ -136,9 +136,9 @@ class Crash:
 
     async def _check_arrived(self, pool: Pool, goal: bytes) -> str:
         """Everything before the position is there, and its token."""
-        info = pool.volume(PARTIAL).receiving
+        info = pool.management.volume(PARTIAL).receiving
         assert info is not None
-        device = pool._open_arrival(PARTIAL)
+        device = pool.exports.open_arrival(PARTIAL)
         found = bytes(await device.read(0, device.size_bytes))
         await device.close()
         assert found[: info.position_bytes] == goal[: info.position_bytes]
@@ -148,7 +148,7 @@ class Crash:
     async def _look_again(self, world: SimulatedWorld) -> None:
         async with opened(world, self.shape, life=2) as pool:
             name, goal = self._goal
-            assert [v.name for v in pool.volumes()] == ["v"]
+            assert [v.name for v in pool.management.volumes()] == ["v"]
             assert await content(pool, f"v@{name}") == goal
             assert await content(pool, "v") == goal
             if not self.whole:

@@ -114,8 +114,8 @@ def test_what_is_called_lost_is_what_cannot_be_read(
 
 
 def exports(pool: Pool) -> list[str]:
-    snapshots = [f"{one.volume}@{one.name}" for one in pool.snapshots()]
-    return [volume.name for volume in pool.volumes()] + snapshots
+    snapshots = [f"{one.volume}@{one.name}" for one in pool.management.snapshots()]
+    return [volume.name for volume in pool.management.volumes()] + snapshots
 
 
 def reported(done: ScrubPass, what: str) -> set[tuple[str, int]]:

@@ -201,12 +201,12 @@ def test_places_that_clones_still_read_after_a_move_are_no_dead_ones() -> None:
     noise = random.Random(1).randbytes(200 * BLOCK)
 
     async def body(pool: Pool) -> None:
-        await pool.create_volume("root", 4 * MIB)
+        await pool.management.create_volume("root", 4 * MIB)
         root = pool.open_export("root")
         await root.write(0, noise)
         await root.flush()
-        await pool.create_snapshot("root", "s")
-        await pool.clone("root", "s", "c")
+        await pool.management.create_snapshot("root", "s")
+        await pool.management.clone("root", "s", "c")
         clone = pool.open_export("c")
         await clone.write(300 * BLOCK, noise[:BLOCK])
         await clone.flush()

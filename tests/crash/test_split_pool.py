@@ -137,7 +137,7 @@ def test_what_a_member_has_seen_is_remembered_when_it_fails() -> None:
         async with opened(world, TWO_OF_THREE) as pool:
             before = pool.roster.superblock
             world.disks[1].fail_write(times=None)
-            await pool.create_volume("v", MIB)
+            await pool.management.create_volume("v", MIB)
             await pool.checkpoint()
             now = pool.roster.superblock
             left = [row.left for row in now.members]

@@ -41,13 +41,13 @@ def world_with_a_flushed_block(
 
     async def body() -> None:
         async with opened(world, shape) as pool:
-            await pool.create_volume("v", MIB)
+            await pool.management.create_volume("v", MIB)
             device = pool.open_export("v")
-            before = pool._log.durable.offset
+            before = pool.log.durable.offset
             await device.write(0, BLOCK)
             await device.flush()
             if where is not None:
-                where.append((before, pool._log.durable.offset))
+                where.append((before, pool.log.durable.offset))
             world.cut_power()
 
     assert live(world, body)

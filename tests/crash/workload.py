@@ -70,7 +70,8 @@ class Workload:
             for name, size_bytes in VOLUMES.items():
                 if name not in self.history.tip:
                     await self._durably(
-                        model.create(name, size_bytes), pool.create_volume(name, size_bytes)
+                        model.create(name, size_bytes),
+                        pool.management.create_volume(name, size_bytes),
                     )
             for _ in range(actions):
                 [action] = self._rng.choices(self._actions, self._weights)
@@ -210,25 +211,27 @@ class Workload:
         if len(self.history.tip[volume].snapshots) < SNAPSHOTS_MAX:
             name = self._new_name("s")
             await self._durably(
-                model.snapshot(volume, name), self._pool.create_snapshot(volume, name)
+                model.snapshot(volume, name), self._pool.management.create_snapshot(volume, name)
             )
 
     async def _clone(self) -> None:
         if (found := self._any_snapshot()) and len(self.history.tip) < VOLUMES_MAX:
             new = self._new_name("c")
-            await self._durably(model.clone(*found, new), self._pool.clone(*found, new))
+            await self._durably(model.clone(*found, new), self._pool.management.clone(*found, new))
 
     async def _fork(self) -> None:
         if len(self.history.tip) < VOLUMES_MAX:
             volume, new = self._rng.choice(list(self.history.tip)), self._new_name("f")
-            await self._durably(model.fork(volume, new), self._pool.clone(volume, None, new))
+            await self._durably(
+                model.fork(volume, new), self._pool.management.clone(volume, None, new)
+            )
 
     async def _group(self) -> None:
         tip = self.history.tip
         volumes = [name for name in tip if len(tip[name].snapshots) < SNAPSHOTS_MAX]
         if volumes:
             name = self._new_name("g")
-            operation = self._pool.create_snapshots(volumes, name)
+            operation = self._pool.management.create_snapshots(volumes, name)
             await self._durably(model.group(volumes, name), operation)
 
     async def _shrink(self) -> None:
@@ -239,39 +242,45 @@ class Workload:
             return
         zero, cut = model.shrink(name, size)
         self.history.begin(zero)
-        await self._durably(cut, self._pool.resize_volume(name, size, shrink=True))
+        await self._durably(cut, self._pool.management.resize_volume(name, size, shrink=True))
 
     async def _flatten(self) -> None:
         """Let a clone stand alone in the background: nothing that can be read changes."""
         name = self._rng.choice(list(self.history.tip))
         with suppress(InvalidArgumentError):
-            await self._pool.flatten(name, on=self._rng.random() < 0.9)
+            await self._pool.management.flatten(name, on=self._rng.random() < 0.9)
 
     async def _rollback(self) -> None:
         if found := self._any_snapshot():
-            await self._durably(model.rollback(*found), self._pool.rollback(*found))
+            await self._durably(model.rollback(*found), self._pool.management.rollback(*found))
 
     async def _delete_snapshot(self) -> None:
         if found := self._any_snapshot():
-            await self._durably(model.delete_snapshot(*found), self._pool.delete_snapshot(*found))
+            await self._durably(
+                model.delete_snapshot(*found), self._pool.management.delete_snapshot(*found)
+            )
 
     async def _create(self) -> None:
         if len(self.history.tip) < VOLUMES_MAX:
             name, size = self._new_name("v"), self._rng.randint(1, 2 * MIB // BLOCK) * BLOCK
-            await self._durably(model.create(name, size), self._pool.create_volume(name, size))
+            await self._durably(
+                model.create(name, size), self._pool.management.create_volume(name, size)
+            )
 
     async def _delete(self) -> None:
         """Also one that others were cloned from."""
         for name in self.history.tip:
             if name not in VOLUMES:
-                operation = self._pool.delete_volume(name, snapshots=True)
+                operation = self._pool.management.delete_volume(name, snapshots=True)
                 await self._durably(model.delete(name), operation)
                 return
 
     async def _resize(self) -> None:
         name = self._rng.choice(list(self.history.tip))
         size = self.history.tip[name].head.size_bytes + self._rng.randint(1, 64) * BLOCK
-        await self._durably(model.resize(name, size), self._pool.resize_volume(name, size))
+        await self._durably(
+            model.resize(name, size), self._pool.management.resize_volume(name, size)
+        )
 
     # -- choices
 

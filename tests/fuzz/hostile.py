@@ -131,7 +131,7 @@ async def house(folder: Path, made: Certificates, rng: random.Random) -> AsyncIt
     member = MemberDevice(MemoryDevice(64 << 20), "member", "host")
     await create_pool([member], copies=1, segment_bytes=1 << 20)
     async with open_pool([member]) as pool:
-        await pool.create_volume("volume", SIZE_BYTES)
+        await pool.management.create_volume("volume", SIZE_BYTES)
         slow = Slow(SIZE_BYTES, random.Random(rng.random()))
 
         def access(name: str, _: Peer) -> Access:

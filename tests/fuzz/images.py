@@ -100,8 +100,8 @@ async def read_every_block(
 ) -> None:  # fmt: skip
     """Read all exports; each block is one of those known, or an error. With `zeroes`, a block of
     zeroes is right everywhere, as what was written there may not have been yet."""
-    names = [volume.name for volume in pool.volumes()]
-    names += [f"{snap.volume}@{snap.name}" for snap in pool.snapshots()]
+    names = [volume.name for volume in pool.management.volumes()]
+    names += [f"{snap.volume}@{snap.name}" for snap in pool.management.snapshots()]
     for name in names:
         device = pool.open_export(name)
         for block in range(device.size_bytes // BLOCK):

@@ -152,13 +152,13 @@ async def _exercise(world: SimulatedWorld, shape: Shape) -> None:
     """Open, read, write, snapshot, delete, checkpoint, stop; errors are fine, if they are clear."""
     async with opened(world, shape) as pool:
         await read_every_block(pool, _Anything(), Tally(), zeroes=True)
-        for number, volume in enumerate(pool.volumes()):
+        for number, volume in enumerate(pool.management.volumes()):
             with suppress(DeviceError):
-                await pool.create_snapshot(volume.name, f"late{number}")
+                await pool.management.create_snapshot(volume.name, f"late{number}")
                 await _write(pool, volume.name)
-        for snap in pool.snapshots()[::2]:
+        for snap in pool.management.snapshots()[::2]:
             with suppress(DeviceError):
-                await pool.delete_snapshot(snap.volume, snap.name)
+                await pool.management.delete_snapshot(snap.volume, snap.name)
         for _ in range(3):
             await pool.checkpoint()
 

@@ -79,12 +79,12 @@ async def test_a_pool_survives_any_stream(seed: int) -> None:
     ours_members, theirs_members = await new_members(), await new_members(mib=128)
     coin = random.Random(seed)
     async with opened(ours_members) as ours, opened(theirs_members) as theirs:
-        await ours.create_volume("v", 4 * MIB)
+        await ours.management.create_volume("v", 4 * MIB)
         await write(ours, "v", 0, coin.randbytes(MIB // 4) + b"text" * 50_000)
-        await ours.create_snapshot("v", "one")
+        await ours.management.create_snapshot("v", "one")
         whole = await sent(ours, "v@one")
         await write(ours, "v", 123_456, coin.randbytes(100_000))
-        await ours.create_snapshot("v", "two")
+        await ours.management.create_snapshot("v", "two")
         difference = await sent(ours, "v@two", since="v@one")
         await receive(theirs, whole, "v")
         before = await content(theirs, "v")
@@ -98,10 +98,10 @@ async def test_a_pool_survives_any_stream(seed: int) -> None:
             target = coin.choice(["v", f"w{turn % 3}"])
             with pytest.raises(DeviceError):
                 await receive(theirs, bytes(bad), target, piece=coin.choice([1000, 65536]))
-            assert [f"{s.volume}@{s.name}" for s in theirs.snapshots()] == ["v@one"]
+            assert [f"{s.volume}@{s.name}" for s in theirs.management.snapshots()] == ["v@one"]
             assert await content(theirs, "v") == before
-        for name in [v.name for v in theirs.volumes() if v.receiving]:
-            await theirs.delete_volume(name)
+        for name in [v.name for v in theirs.management.volumes() if v.receiving]:
+            await theirs.management.delete_volume(name)
         await receive(theirs, difference, "v")
         assert await content(theirs, "v") == await content(ours, "v")
     await assert_clean(theirs_members)

@@ -18,7 +18,8 @@ async def create(client: Client) -> None:
         name = client.new_name()
         size = client.rng.choice([*SIZES, client.rng.randint(1, 600) * BLOCK])
         await client.change(
-            partial(model.create, name, size), partial(client.pool.create_volume, name, size)
+            partial(model.create, name, size),
+            partial(client.pool.management.create_volume, name, size),
         )
 
 
@@ -34,7 +35,7 @@ async def snapshot(client: Client) -> None:
         snap = client.new_name()
         await client.change(
             partial(client.model.snapshot, [name], snap),
-            partial(client.pool.create_snapshot, name, snap),
+            partial(client.pool.management.create_snapshot, name, snap),
         )
 
 
@@ -45,7 +46,7 @@ async def group(client: Client) -> None:
         snap = client.new_name()
         await client.change(
             partial(model.snapshot, names, snap),
-            partial(client.pool.create_snapshots, names, snap),
+            partial(client.pool.management.create_snapshots, names, snap),
         )
 
 
@@ -55,7 +56,7 @@ def _a_snapshot(client: Client) -> tuple[str, str] | None:
 
 
 def _is_open(client: Client, *exports: str) -> bool:
-    return any(client.pool._registry.handles(export) for export in exports)
+    return any(client.pool.registry.handles(export) for export in exports)
 
 
 async def clone(client: Client) -> None:
@@ -63,7 +64,8 @@ async def clone(client: Client) -> None:
     if found is not None and len(client.model.names) < VOLUMES_MAX:
         new = client.new_name()
         await client.change(
-            partial(client.model.clone, *found, new), partial(client.pool.clone, *found, new)
+            partial(client.model.clone, *found, new),
+            partial(client.pool.management.clone, *found, new),
         )
 
 
@@ -73,7 +75,7 @@ async def fork(client: Client) -> None:
         new = client.new_name()
         await client.change(
             partial(client.model.clone, name, None, new),
-            partial(client.pool.clone, name, None, new),
+            partial(client.pool.management.clone, name, None, new),
         )
 
 
@@ -96,7 +98,7 @@ async def rollback(client: Client) -> None:
     if (found := _a_snapshot(client)) is not None:
         await _exclusive(
             client, [found[0]], partial(client.model.rollback, *found),
-            partial(client.pool.rollback, *found),
+            partial(client.pool.management.rollback, *found),
         )  # fmt: skip
 
 
@@ -104,7 +106,7 @@ async def delete_snapshot(client: Client) -> None:
     if (found := _a_snapshot(client)) is not None:
         await _exclusive(
             client, ["@".join(found)], partial(client.model.delete_snapshot, *found),
-            partial(client.pool.delete_snapshot, *found),
+            partial(client.pool.management.delete_snapshot, *found),
         )  # fmt: skip
 
 
@@ -113,7 +115,7 @@ async def rename_snapshot(client: Client) -> None:
         new = client.new_name()
         await _exclusive(
             client, ["@".join(found)], partial(client.model.rename_snapshot, *found, new),
-            partial(client.pool.rename_snapshot, *found, new),
+            partial(client.pool.management.rename_snapshot, *found, new),
         )  # fmt: skip
 
 
@@ -127,7 +129,7 @@ async def delete(client: Client) -> None:
     if name is not None and len(client.model.names) > 1:
         await _exclusive(
             client, _exports(client, name), partial(client.model.delete, name),
-            partial(client.pool.delete_volume, name, snapshots=True),
+            partial(client.pool.management.delete_volume, name, snapshots=True),
         )  # fmt: skip
 
 
@@ -136,7 +138,7 @@ async def rename(client: Client) -> None:
         new = client.new_name()
         await _exclusive(
             client, _exports(client, name), partial(client.model.rename, name, new),
-            partial(client.pool.rename_volume, name, new),
+            partial(client.pool.management.rename_volume, name, new),
         )  # fmt: skip
 
 
@@ -147,7 +149,7 @@ async def promote(client: Client) -> None:
         return
     await _exclusive(
         client, [f"{source}@{snap}" for snap in client.model.shared(name, source)],
-        partial(client.model.promote, name, source), partial(client.pool.promote, name),
+        partial(client.model.promote, name, source), partial(client.pool.management.promote, name),
     )  # fmt: skip
 
 
@@ -159,7 +161,7 @@ async def flatten(client: Client) -> None:
     client.model.flattens = True
     at = client.model.tick()
     try:
-        await client.pool.flatten(name)
+        await client.pool.management.flatten(name)
     except (NotFoundError, InvalidArgumentError):
         return  # it does already, or is gone by now
     except DeviceError as error:
@@ -173,7 +175,7 @@ async def grow(client: Client) -> None:
         size = client.model.names[name].size_bytes + client.rng.randint(1, 64) * BLOCK
         await client.change(
             partial(client.model.resize, name, size),
-            partial(client.pool.resize_volume, name, size),
+            partial(client.pool.management.resize_volume, name, size),
         )
 
 
@@ -190,12 +192,12 @@ async def shrink(client: Client) -> None:
     try:
         write = client.model.write(name, size, old - size, None)
         at = client.model.resize(name, old, size)
-        if await client.tries(client.pool.resize_volume(name, size, shrink=True)):
+        if await client.tries(client.pool.management.resize_volume(name, size, shrink=True)):
             write.returned(fua=True)
             client.model.is_durable(at)  # later things may have been logged before it
             client.model.resize(name, size)
         else:
             write.failed()
-            client.model.resize(name, client.pool.volume(name).size_bytes)
+            client.model.resize(name, client.pool.management.volume(name).size_bytes)
     finally:
         client.busy.discard(name)

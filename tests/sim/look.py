@@ -16,10 +16,10 @@ async def contents(pool: Pool, *, holes: bool = False) -> State:
         DeviceError: something cannot be read.
     """
     found: State = {}
-    for volume in pool.volumes():
+    for volume in pool.management.volumes():
         model = VolumeModel(await _image(pool, volume.name, holes))
         assert model.head.size_bytes == volume.size_bytes
-        for snap in pool.snapshots(volume.name):
+        for snap in pool.management.snapshots(volume.name):
             model.snapshots[snap.name] = await _image(pool, f"{volume.name}@{snap.name}", holes)
         found[volume.name] = model
     return found

@@ -58,11 +58,11 @@ async def settle(pool: Pool) -> None:
 async def flattened(name: str, pool: Pool) -> None:
     """Have a volume stand alone, and the log know it; nothing changes that can be read."""
     try:
-        await pool.flatten(name)
+        await pool.management.flatten(name)
     except InvalidArgumentError:
         return  # it does already
     with trio.fail_after(FLATTEN_S_MAX):
-        while pool.volume(name).flattening is not None:
+        while pool.management.volume(name).flattening is not None:
             await trio.sleep(0.5)
     await pool.flush()
 

@@ -66,8 +66,8 @@ class Run:
     async def _give_all_back(self, world: SimulatedWorld) -> None:
         """After everything is deleted the pool is as empty as a new one."""
         async with opened(world, self.shape, self.settings, -1) as pool:
-            for volume in pool.volumes():
-                await pool.delete_volume(volume.name, snapshots=True)
+            for volume in pool.management.volumes():
+                await pool.management.delete_volume(volume.name, snapshots=True)
             await settle(pool)
             self.free.append(pool.info().free_bytes)
-            assert len(pool._live.layers) == 0
+            assert len(pool.live.layers) == 0

@@ -96,7 +96,7 @@ async def served(folder: Path) -> AsyncIterator[Path]:
     member = MemberDevice(Disk(256 << 20), "member", "host")
     await create_pool([member], copies=1, segment_bytes=1 << 20)
     async with open_pool([member], settings=SMALL) as pool:
-        await pool.create_volume("volume", SIZE_BYTES)
+        await pool.management.create_volume("volume", SIZE_BYTES)
         # A tight bound, so that waits for memory are part of it.
         limits = Limits(memory_bytes_max=2 << 20)
         server = Server(Exports(Handle(SIZE_BYTES), pool), limits)

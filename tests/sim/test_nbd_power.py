@@ -146,7 +146,7 @@ async def lives(folder: Path, seed: int, count: int) -> None:
     SimulatedDisk(world, 32 * MIB)
     await create_pool([member(world)], copies=1, segment_bytes=MIB)
     async with open_pool([member(world)]) as pool:
-        await pool.create_volume("volume", BLOCKS * BLOCK)
+        await pool.management.create_volume("volume", BLOCKS * BLOCK)
     history, rng = History(), random.Random(seed)
     for number in range(count):
         name = f"{seed} {number}"

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 )
 
 from storage.pool import Pool, PoolSettings
+from storage.volumes.management import Management
 from tests.crash import model
 from tests.crash.harness import MIB, Shape
 from tests.crash.model import BLOCK, History
@@ -70,12 +71,12 @@ class Pools(RuleBasedStateMachine):
         Pools.steps += 1
         self.sessions[-1].actions.append(action)
 
-    def change(self, step: model.Step, call: Callable[[Pool], Awaitable[object]]) -> None:
+    def change(self, step: model.Step, call: Callable[[Management], Awaitable[object]]) -> None:
         """A change of the catalogue, durable when it returns."""
 
         async def action(pool: Pool) -> None:
             self.history.begin(step)
-            await call(pool)
+            await call(pool.management)
             self.history.is_durable(len(self.history.steps))
 
         self.do(action)
@@ -153,28 +154,28 @@ class Pools(RuleBasedStateMachine):
     def create(self, size: int) -> None:
         name = self.new_name()
         self.names[name] = Vol(size)
-        self.change(model.create(name, size), lambda pool: pool.create_volume(name, size))
+        self.change(model.create(name, size), lambda manage: manage.create_volume(name, size))
 
     @precondition(lambda self: self.names)
     @rule(index=indexes)
     def delete(self, index: int) -> None:
         name = self.volume(index)
         del self.names[name]
-        self.change(model.delete(name), lambda pool: pool.delete_volume(name, snapshots=True))
+        self.change(model.delete(name), lambda manage: manage.delete_volume(name, snapshots=True))
 
     @precondition(lambda self: self.names)
     @rule(index=indexes)
     def rename(self, index: int) -> None:
         name, new = self.volume(index), self.new_name()
         self.names[new] = self.names.pop(name)
-        self.change(model.rename(name, new), lambda pool: pool.rename_volume(name, new))
+        self.change(model.rename(name, new), lambda manage: manage.rename_volume(name, new))
 
     @precondition(lambda self: self.names)
     @rule(index=indexes, blocks=st.integers(1, 64))
     def grow(self, index: int, blocks: int) -> None:
         name = self.volume(index)
         size = self.names[name].size_bytes = self.names[name].size_bytes + blocks * BLOCK
-        self.change(model.resize(name, size), lambda pool: pool.resize_volume(name, size))
+        self.change(model.resize(name, size), lambda manage: manage.resize_volume(name, size))
 
     @precondition(lambda self: self.names)
     @rule(index=indexes, blocks=indexes)
@@ -188,7 +189,7 @@ class Pools(RuleBasedStateMachine):
         async def action(pool: Pool) -> None:
             self.history.begin(zero)
             self.history.begin(cut)
-            await pool.resize_volume(name, size, shrink=True)
+            await pool.management.resize_volume(name, size, shrink=True)
             self.history.is_durable(len(self.history.steps))
 
         self.do(action)
@@ -207,7 +208,9 @@ class Pools(RuleBasedStateMachine):
         name, snap = self.volume(index), self.new_name()
         if len(self.names[name].snaps) < SNAPSHOTS_MAX:
             self._freeze(name, snap)
-            self.change(model.snapshot(name, snap), lambda pool: pool.create_snapshot(name, snap))
+            self.change(
+                model.snapshot(name, snap), lambda manage: manage.create_snapshot(name, snap)
+            )
 
     @precondition(lambda self: self.names)
     @rule(some=st.sets(indexes, min_size=1, max_size=4))
@@ -217,7 +220,9 @@ class Pools(RuleBasedStateMachine):
         if all(len(self.names[name].snaps) < SNAPSHOTS_MAX for name in names):
             for name in names:
                 self._freeze(name, snap)
-            self.change(model.group(names, snap), lambda pool: pool.create_snapshots(names, snap))
+            self.change(
+                model.group(names, snap), lambda manage: manage.create_snapshots(names, snap)
+            )
 
     @precondition(lambda self: self.snapshots())
     @rule(index=indexes)
@@ -226,7 +231,7 @@ class Pools(RuleBasedStateMachine):
         name, snap = found[index % len(found)]
         del self.names[name].snaps[snap]
         step = model.delete_snapshot(name, snap)
-        self.change(step, lambda pool: pool.delete_snapshot(name, snap))
+        self.change(step, lambda manage: manage.delete_snapshot(name, snap))
 
     @precondition(lambda self: self.snapshots())
     @rule(index=indexes)
@@ -237,7 +242,7 @@ class Pools(RuleBasedStateMachine):
         vol = self.names[name]
         vol.snaps = {(new if n == snap else n): each for n, each in vol.snaps.items()}
         step = model.rename_snapshot(name, snap, new)
-        self.change(step, lambda pool: pool.rename_snapshot(name, snap, new))
+        self.change(step, lambda manage: manage.rename_snapshot(name, snap, new))
 
     @precondition(lambda self: self.snapshots())
     @rule(index=indexes)
@@ -256,7 +261,7 @@ class Pools(RuleBasedStateMachine):
             assert state[name].head.size_bytes == size
 
         step = model.Step(f"rollback {name}@{snap}", apply)
-        self.change(step, lambda pool: pool.rollback(name, snap))
+        self.change(step, lambda manage: manage.rollback(name, snap))
 
     @precondition(lambda self: self.snapshots() and len(self.names) < VOLUMES_MAX)
     @rule(index=indexes)
@@ -266,7 +271,7 @@ class Pools(RuleBasedStateMachine):
         new = self.new_name()
         record = self.names[name].snaps[snap]
         self.names[new] = Vol(record.size_bytes, self._line(record), record.unsure)
-        self.change(model.clone(name, snap, new), lambda pool: pool.clone(name, snap, new))
+        self.change(model.clone(name, snap, new), lambda manage: manage.clone(name, snap, new))
 
     @precondition(lambda self: self.names and len(self.names) < VOLUMES_MAX)
     @rule(index=indexes)
@@ -275,7 +280,7 @@ class Pools(RuleBasedStateMachine):
         vol = self.names[name]
         vol.line = (*vol.line, self.made)
         self.names[new] = replace(vol, snaps={})
-        self.change(model.fork(name, new), lambda pool: pool.clone(name, None, new))
+        self.change(model.fork(name, new), lambda manage: manage.clone(name, None, new))
 
     @precondition(lambda self: self.promotable())
     @rule(index=indexes)
@@ -285,7 +290,7 @@ class Pools(RuleBasedStateMachine):
         theirs = self.names[source].snaps
         moved = {snap: theirs.pop(snap) for snap in moving}
         self.names[name].snaps = {**moved, **self.names[name].snaps}
-        self.change(model.promote(name, source, moving), lambda pool: pool.promote(name))
+        self.change(model.promote(name, source, moving), lambda manage: manage.promote(name))
 
     @precondition(lambda self: self.names)
     @rule(index=indexes)

@@ -81,7 +81,7 @@ async def record(folder: Path, shape: Shape, seconds: float) -> Recorded:
     recorded = Recorded(shape, recording, len(recording.events), {}, 0.0, 0.0)
     async with open_pool(members, settings=SETTINGS) as pool, trio.open_nursery() as nursery:
         for name, size in SIZES.items():
-            await pool.create_volume(name, size)
+            await pool.management.create_volume(name, size)
         server = Server(PoolExports(pool))
         await nursery.start(server.serve, [listen_unix(folder / "sock")])
         nursery.start_soon(_snapshots, pool)
@@ -98,9 +98,9 @@ async def _snapshots(pool: Pool) -> None:
     while True:
         number += 1
         for name in KINDS:
-            await pool.create_snapshot(name, f"s{number}")
+            await pool.management.create_snapshot(name, f"s{number}")
             if number > 2:
-                await pool.delete_snapshot(name, f"s{number - 2}")
+                await pool.management.delete_snapshot(name, f"s{number - 2}")
         await trio.sleep(0.6)
 
 
@@ -217,7 +217,7 @@ class _Image:
         members = _members(self._recorded.shape, _disks(self._world))
         env = deterministic.environment(self._number)
         async with open_pool(members, settings=SETTINGS, env=env) as pool:
-            names = {volume.name for volume in pool.volumes()}
+            names = {volume.name for volume in pool.management.volumes()}
             if self._kind in names and self._is_made():
                 await _copy_out(pool, self._kind, file)
             if "fio" in names and self._cut_s > self._recorded.fio_begun_s:

@@ -29,16 +29,18 @@ from storage.info import (
     VolumeInfo,
     VolumeSpace,
 )
+from storage.volumes.management import Management
 from tests.unit.admin.fake_scrubs import FakeEngine
 
 POOL = UUID("12345678-1234-5678-1234-567812345678")
 CREATED = "2024-05-06T07:08:09+00:00"
 
 
-class FakePool:
-    """The administrative methods of a pool, over dicts."""
+class FakePool(Management):
+    """What can be done with a pool, over dicts; it is its own management and transfers."""
 
     def __init__(self) -> None:
+        self.management = self.transfers = self
         self._volumes: dict[str, VolumeInfo] = {}
         self._snapshots: dict[tuple[str, str], SnapshotInfo] = {}
         self._schedules: dict[str, Schedule] = {}

@@ -82,7 +82,7 @@ async def main() -> None:
     member = MemberDevice(MemoryDevice(512 << 20), "member", "host")
     await create_pool([member], copies=1, segment_bytes=4 << 20)
     async with open_pool([member]) as pool:
-        await pool.create_volume("thin", given.size)
+        await pool.management.create_volume("thin", given.size)
         server = Server(
             Exports(pool, given.file, given.size), describe=lambda name: f"test disk {name}"
         )

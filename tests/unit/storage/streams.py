@@ -9,7 +9,7 @@ async def sent(
     pool: Pool, name: str, *, since: str | None = None, resume: str | None = None
 ) -> bytes:
     """All of a stream."""
-    sending = await pool.send(name, since=since, resume=resume)
+    sending = await pool.transfers.send(name, since=since, resume=resume)
     parts = []
     try:
         async with aclosing(sending.chunks()) as chunks:
@@ -31,7 +31,7 @@ async def receive(
     finish: bool = True,
 ) -> str:
     """Feed a stream; without `finish` as if the connection had broken behind it."""
-    receiving = pool.receive(volume, snapshot, discard=discard)
+    receiving = pool.transfers.receive(volume, snapshot, discard=discard)
     try:
         for start in range(0, len(stream), piece):
             await receiving.feed(stream[start : start + piece])

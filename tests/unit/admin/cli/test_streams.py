@@ -66,7 +66,7 @@ def serving(home: Home) -> Iterator[ServedPool]:
         clients = FakeClients(FakePool())
         async with opened(await new_members()) as pool, trio.open_nursery() as nursery:
             now = partial(datetime.now, UTC)
-            members, scheduler = FakeMembers(), Scheduler(pool, {}, now)
+            members, scheduler = FakeMembers(), Scheduler(pool.management, {}, now)
             scrubs = Scrubbing(POOL, pool.scrubber, ScrubConfig(), MemoryKeeper(), now)
             daemon = daemon_info(home)
             await nursery.start(
@@ -91,9 +91,9 @@ def two(tmp_path: Path) -> Iterator[tuple[ServedPool, ServedPool]]:
         ours, theirs = (
             stack.enter_context(serving(find_home(tmp_path / name))) for name in ("a", "b")
         )
-        ours.do(ours.pool.create_volume, "v", 4 * MIB)
+        ours.do(ours.pool.management.create_volume, "v", 4 * MIB)
         ours.write(0, random.Random(1).randbytes(2 * MIB))
-        ours.do(ours.pool.create_snapshot, "v", "one")
+        ours.do(ours.pool.management.create_snapshot, "v", "one")
         yield ours, theirs
 
 
@@ -124,7 +124,7 @@ def test_a_file_in_between(two: tuple[ServedPool, ServedPool], run: Run) -> None
     assert out.endswith(b" s; it is durable\n")
     assert theirs.content("w@eins") == ours.content("v@one")
     ours.write(BLOCK, bytes(4 * BLOCK))
-    ours.do(ours.pool.create_snapshot, "v", "two")
+    ours.do(ours.pool.management.create_snapshot, "v", "two")
     code, stream, said = run(ours, "send", "v@two", "--since", "v@one", "--json")
     told = json.loads(said)
     assert (told["since"], told["zero_bytes"], told["data_bytes"]) == ("v@one", 4 * BLOCK, 0)
@@ -166,7 +166,7 @@ def test_directly_and_by_itself_where_it_stopped(
     assert out.startswith(b"sent v@one, as w@one: 1.2 MiB data from 768 KiB on")
     assert run(ours, "send", "v@one", *to)[0] == 32
     ours.write(0, b"x")
-    ours.do(ours.pool.create_snapshot, "v", "two")
+    ours.do(ours.pool.management.create_snapshot, "v", "two")
     theirs.do(write, theirs.pool, "w", 0, b"y")
     words = ("send", "v@two", "--since", "v@one", *to, "--json")
     code, _, said = run(ours, *words)
@@ -189,7 +189,7 @@ def test_damage_is_said_by_whoever_receives(two: tuple[ServedPool, ServedPool], 
         code, _, said = run(theirs, "receive", "other", stdin=junk)
         assert code == 34, said
         assert b"this is no stream of cenote send" in said
-    assert [v.name for v in theirs.pool.volumes()] == ["v+receiving"]
+    assert [v.name for v in theirs.pool.management.volumes()] == ["v+receiving"]
 
 
 def test_who_is_refused_while_still_sending_hears_of_it(
@@ -266,19 +266,19 @@ def test_a_reader_that_goes_away(two: tuple[ServedPool, ServedPool]) -> None:
 
     async def delete() -> None:
         with trio.fail_after(10):
-            while ours.pool._registry.handles("v@one"):
+            while ours.pool.registry.handles("v@one"):
                 await trio.sleep(0.01)
-        await ours.pool.delete_snapshot("v", "one")
+        await ours.pool.management.delete_snapshot("v", "one")
 
     ours.do(delete)
 
 
 async def test_what_is_not_whole_is_no_export() -> None:
     async with opened(await new_members()) as pool:
-        await pool.create_volume("v", MIB)
-        await pool.create_snapshot("v", "one")
-        sending = await pool.send("v@one")
-        receiving = pool.receive("w")
+        await pool.management.create_volume("v", MIB)
+        await pool.management.create_snapshot("v", "one")
+        sending = await pool.transfers.send("v@one")
+        receiving = pool.transfers.receive("w")
         chunks = sending.chunks()
         await receiving.feed(await anext(chunks))
         exports = PoolExports(pool)

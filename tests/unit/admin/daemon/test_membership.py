@@ -84,7 +84,7 @@ async def test_an_added_member_is_found_again(home: Home, config: Path, tmp_path
         info = await members.add(second, 128 * MIB, "shelf", force=False)
         assert (info.name, info.host, info.size_bytes) == (str(second), "shelf", 128 * MIB)
         assert second.stat().st_blocks * 512 < 2 * MIB
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
     async with served(home, None) as (pool, members):
         assert names(pool) == ["first.img", "second.img"]
         assert pool.info().members[1].host == "shelf"

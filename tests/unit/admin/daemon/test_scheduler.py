@@ -73,7 +73,7 @@ async def opened(members: list[MemberDevice], clock: WallClock) -> AsyncIterator
 
 
 def names(pool: Pool | FakePool, volume: str = "v") -> list[str]:
-    return [one.name for one in pool.snapshots(volume)]
+    return [one.name for one in pool.management.snapshots(volume)]
 
 
 # -- on a pool
@@ -85,15 +85,15 @@ async def test_several_volumes_of_one_moment_every_hour(
     """Goal: each run is one record, the volumes are kept at one moment, old ones go."""
     members = await new_members()
     async with opened(members, clock) as pool:
-        scheduler = Scheduler(pool, {}, clock)
+        scheduler = Scheduler(pool.management, {}, clock)
         for volume in ("db-1", "db-2", "other"):
-            await pool.create_volume(volume, MIB)
+            await pool.management.create_volume(volume, MIB)
         await scheduler.set("dbs", Schedule(3600, {"hourly": 3}, ("db-*",)))
-        commits = pool._log.commits
+        commits = pool.log.commits
         async with running(scheduler):
             await trio.sleep(10)
             assert names(pool, "db-1") == names(pool, "db-2") == ["auto-2030-01-02T1159Z"]
-            assert pool._log.commits == commits + 1
+            assert pool.log.commits == commits + 1
             for hour in range(6):
                 for volume in ("db-1", "db-2"):
                     await write(pool, volume, 0, bytes([hour]) * 4096)
@@ -115,22 +115,22 @@ async def test_several_volumes_of_one_moment_every_hour(
 async def test_what_was_missed_is_made_up_for_once(autojump_clock: Mock, clock: WallClock) -> None:
     members = await new_members()
     async with opened(members, clock) as pool:
-        await pool.create_volume("v", MIB)
-        scheduler = Scheduler(pool, {}, clock)
+        await pool.management.create_volume("v", MIB)
+        scheduler = Scheduler(pool.management, {}, clock)
         await scheduler.set("h", replace(HOURLY, keep={"last": 99}))
         async with running(scheduler):
             await trio.sleep(2 * HOUR)
         assert len(names(pool)) == 3
     await trio.sleep(3 * DAY + 100)
     async with opened(members, clock) as pool:
-        async with running(Scheduler(pool, {}, clock)):
+        async with running(Scheduler(pool.management, {}, clock)):
             await trio.sleep(20)
             assert len(names(pool)) == 4
             assert names(pool)[-1] == "auto-2030-01-05T1401Z"
             await trio.sleep(HOUR)
         assert names(pool)[4:] == ["auto-2030-01-05T1500Z"]
     async with opened(members, clock) as pool:  # at once: nothing was missed
-        async with running(Scheduler(pool, {}, clock)):
+        async with running(Scheduler(pool.management, {}, clock)):
             await trio.sleep(60)
         assert len(names(pool)) == 5
 
@@ -139,9 +139,9 @@ async def test_only_its_own_snapshots_are_deleted(autojump_clock: Mock, clock: W
     """Goal: neither others' snapshots nor those that are protected, in use, cloned or renamed."""
     members = await new_members()
     async with opened(members, clock) as pool:
-        await pool.create_volume("v", MIB)
-        await pool.create_snapshot("v", "auto-2029-01-01T0000Z")  # made by hand
-        scheduler = Scheduler(pool, {}, clock)
+        await pool.management.create_volume("v", MIB)
+        await pool.management.create_snapshot("v", "auto-2029-01-01T0000Z")  # made by hand
+        scheduler = Scheduler(pool.management, {}, clock)
         await scheduler.set("h", replace(HOURLY, keep={"last": 1}))
         await scheduler.set("other", replace(HOURLY, every_s=7200, keep={"last": 99}))
         made: list[str] = []
@@ -149,14 +149,16 @@ async def test_only_its_own_snapshots_are_deleted(autojump_clock: Mock, clock: W
             await scheduler.run_now("h")
             made.append(names(pool)[-1])
             if kind == "protected":
-                await pool.note(f"v@{made[-1]}", {"protected": True})
+                await pool.management.note(f"v@{made[-1]}", {"protected": True})
             elif kind == "open":
                 device = pool.open_export(f"v@{made[-1]}")
             elif kind == "cloned":
-                await pool.clone("v", made[-1], "c")
-                await pool.create_snapshot("c", "s")  # so that its head does not stand on it
+                await pool.management.clone("v", made[-1], "c")
+                await pool.management.create_snapshot(
+                    "c", "s"
+                )  # so that its head does not stand on it
             elif kind == "renamed":
-                await pool.rename_snapshot("v", made[-1], "kept")
+                await pool.management.rename_snapshot("v", made[-1], "kept")
             await trio.sleep(60)
         await scheduler.run_now("other")
         await scheduler.run_now("h")
@@ -164,14 +166,14 @@ async def test_only_its_own_snapshots_are_deleted(autojump_clock: Mock, clock: W
         assert "auto-2029-01-01T0000Z" in left
         assert {made[0], made[1], made[2], "kept"} <= left
         assert made[4] not in left
-        assert [one.schedule for one in pool.snapshots("v")].count("other") == 1
+        assert [one.schedule for one in pool.management.snapshots("v")].count("other") == 1
         # What stands in the way no longer is deleted like any other.
         await device.close()
-        await pool.note(f"v@{made[0]}", {"protected": False})
-        await pool.delete_volume("c", snapshots=True)
+        await pool.management.note(f"v@{made[0]}", {"protected": False})
+        await pool.management.delete_volume("c", snapshots=True)
         await scheduler.run_now("h")
         assert {"auto-2029-01-01T0000Z", "kept"} < set(names(pool))
-        assert [one.schedule for one in pool.snapshots("v")].count("h") == 1
+        assert [one.schedule for one in pool.management.snapshots("v")].count("h") == 1
     await assert_clean(members)
 
 

@@ -43,7 +43,7 @@ async def huge(folder: Path) -> AsyncIterator[Running]:
     member = MemberDevice(MemoryDevice(256 * MIB), "member", "host")
     await create_pool([member], copies=1, segment_bytes=MIB)
     async with open_pool([member]) as pool:
-        await pool.create_volume("huge", HUGE_BYTES)
+        await pool.management.create_volume("huge", HUGE_BYTES)
 
         def device() -> BlockDevice:
             return pool.open_export("huge")

@@ -117,41 +117,41 @@ async def members() -> list[MemberDevice]:
 
 async def test_schedules_outlive_the_daemon(members: list[MemberDevice]) -> None:
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
-        await pool.set_schedule("hourly", HOURLY)
+        await pool.management.create_volume("v", MIB)
+        await pool.management.set_schedule("hourly", HOURLY)
         await pool.checkpoint()
-        await pool.set_schedule("daily", replace(HOURLY, every_s=86400))
-        await pool.rename_volume("v", "w")
+        await pool.management.set_schedule("daily", replace(HOURLY, every_s=86400))
+        await pool.management.rename_volume("v", "w")
     async with opened(members) as pool:
-        assert {name: s.volumes for name, s in pool.schedules().items()} == {
+        assert {name: s.volumes for name, s in pool.management.schedules().items()} == {
             "hourly": ("w",), "daily": ("w",),
         }  # fmt: skip
-        await pool.remove_schedule("hourly")
+        await pool.management.remove_schedule("hourly")
         with pytest.raises(NotFoundError, match="no schedule is called 'hourly'"):
-            await pool.remove_schedule("hourly")
+            await pool.management.remove_schedule("hourly")
         with pytest.raises(InvalidArgumentError):
-            await pool.set_schedule("daily", replace(HOURLY, keep={}))
+            await pool.management.set_schedule("daily", replace(HOURLY, keep={}))
     async with opened(members) as pool:
-        assert [*pool.schedules()] == ["daily"]
+        assert [*pool.management.schedules()] == ["daily"]
     await assert_clean(members)
 
 
 def made_by(pool: Pool) -> dict[str, str]:
-    return {f"{one.volume}@{one.name}": one.schedule for one in pool.snapshots()}
+    return {f"{one.volume}@{one.name}": one.schedule for one in pool.management.snapshots()}
 
 
 async def test_automatic_snapshots_say_so_until_they_are_renamed(
     members: list[MemberDevice],
 ) -> None:
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
-        await pool.create_volume("w", MIB)
-        commits = pool._log.commits
-        await pool.create_snapshots(["v", "w"], "auto-1", schedule="hourly")
-        assert pool._log.commits == commits + 1, "one record"
-        await pool.create_snapshots(["v"], "auto-2", schedule="hourly")
-        await pool.create_snapshots(["v"], "mine")
-        await pool.rename_snapshot("v", "auto-2", "kept")
+        await pool.management.create_volume("v", MIB)
+        await pool.management.create_volume("w", MIB)
+        commits = pool.log.commits
+        await pool.management.create_snapshots(["v", "w"], "auto-1", schedule="hourly")
+        assert pool.log.commits == commits + 1, "one record"
+        await pool.management.create_snapshots(["v"], "auto-2", schedule="hourly")
+        await pool.management.create_snapshots(["v"], "mine")
+        await pool.management.rename_snapshot("v", "auto-2", "kept")
     for _ in range(2):
         async with opened(members) as pool:
             assert made_by(pool) == {

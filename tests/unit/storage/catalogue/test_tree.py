@@ -15,20 +15,20 @@ def shape(nodes: list[TreeNode]) -> dict[str, str | None]:
 
 
 def clones(pool: Pool) -> dict[str, int]:
-    return {f"{one.volume}@{one.name}": one.clones for one in pool.snapshots()}
+    return {f"{one.volume}@{one.name}": one.clones for one in pool.management.snapshots()}
 
 
 async def test_clones_are_below_what_they_were_made_from() -> None:
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("root", MIB)
-        await pool.create_snapshot("root", "a")
-        await pool.create_snapshot("root", "b")
-        await pool.clone("root", "a", "one")
-        await pool.create_snapshot("one", "x")
-        await pool.clone("one", "x", "two")
-        await pool.create_snapshot("two", "y")
-        assert shape(pool.tree()) == {
+        await pool.management.create_volume("root", MIB)
+        await pool.management.create_snapshot("root", "a")
+        await pool.management.create_snapshot("root", "b")
+        await pool.management.clone("root", "a", "one")
+        await pool.management.create_snapshot("one", "x")
+        await pool.management.clone("one", "x", "two")
+        await pool.management.create_snapshot("two", "y")
+        assert shape(pool.management.tree()) == {
             "root": None, "root@a": "root", "root@b": "root",
             "one": "root@a", "one@x": "one",
             "two": "one@x", "two@y": "two",
@@ -37,13 +37,13 @@ async def test_clones_are_below_what_they_were_made_from() -> None:
         assert clones(pool) == {
             "root@a": 1, "root@b": 0, "one@x": 1, "two@y": 0,
         }  # fmt: skip
-        await pool.promote("one")
-        assert shape(pool.tree()) == {
+        await pool.management.promote("one")
+        assert shape(pool.management.tree()) == {
             "one": None, "one@a": "one", "one@x": "one",
             "root": "one@a", "root@b": "root",
             "two": "one@x", "two@y": "two",
         }  # fmt: skip
-        await pool.delete_volume("root", snapshots=True)
+        await pool.management.delete_volume("root", snapshots=True)
         assert clones(pool) == {"one@a": 0, "one@x": 1, "two@y": 0}
 
 
@@ -51,33 +51,34 @@ async def test_what_waits_is_shown() -> None:
     """Deleted snapshots that two stand on, are merged, or are given back."""
     members = await new_members(mib=128)
     async with opened(members) as pool:
-        await pool.create_volume("v", 64 * MIB)
+        await pool.management.create_volume("v", 64 * MIB)
         for page in range(9):
             await write(pool, "v", page * 4 * MIB, b"x" * BLOCK)
-        await pool.create_snapshot("v", "s")
-        await pool.clone("v", "s", "c")
+        await pool.management.create_snapshot("v", "s")
+        await pool.management.clone("v", "s", "c")
         await pool.checkpoint()
-        await pool.delete_snapshot("v", "s")
-        nodes = pool.tree()
+        await pool.management.delete_snapshot("v", "s")
+        nodes = pool.management.tree()
         assert shape(nodes) == {"v": None, "kept": "v", "c": "#1"}
-        await pool.delete_volume("v")
+        await pool.management.delete_volume("v")
         [merging, freeing] = sorted(
-            (node for node in pool.tree() if node.name.startswith("#")), key=lambda n: n.name
+            (node for node in pool.management.tree() if node.name.startswith("#")),
+            key=lambda n: n.name,
         )
         assert (merging.kind, merging.parent, merging.pages_left) == (NodeKind.MERGING, "c", 9)
         assert (freeing.kind, freeing.parent, freeing.pages_left) == (NodeKind.FREEING, None, 0)
         for _ in range(3):
             await pool.checkpoint()
-        assert shape(pool.tree()) == {"c": None}
+        assert shape(pool.management.tree()) == {"c": None}
 
 
 async def test_clones_of_a_volume_as_it_is_are_below_it() -> None:
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
-        await pool.clone("v", None, "a")
-        await pool.clone("v", None, "b")
-        nodes = pool.tree()
+        await pool.management.create_volume("v", MIB)
+        await pool.management.clone("v", None, "a")
+        await pool.management.clone("v", None, "b")
+        nodes = pool.management.tree()
         kept = {node.name: node.parent for node in nodes if node.kind is NodeKind.KEPT}
         assert list(kept.values()) == ["v", "v"]
         assert {node.parent for node in nodes if node.name in "ab"} == set(kept)

@@ -51,14 +51,14 @@ class Chain:
 
     async def build(self, pool: Pool) -> None:
         coin = random.Random(1)
-        await pool.create_volume("deep", PAGES * PAGE_BYTES)
+        await pool.management.create_volume("deep", PAGES * PAGE_BYTES)
         async with exported(pool, "deep") as device:
             for i in range(SNAPSHOTS):
                 for page in range(PAGES):
                     block = page * 1024 + coin.randrange(HOT_BLOCKS)
                     self.blocks[block] = coin.randbytes(BLOCK)
                     await device.write(block * BLOCK, self.blocks[block])
-                await pool.create_snapshot("deep", f"s{i}")
+                await pool.management.create_snapshot("deep", f"s{i}")
                 self.images[f"s{i}"] = dict(self.blocks)
                 if coin.random() < 0.02:
                     await pool.checkpoint()
@@ -78,7 +78,7 @@ class Chain:
 
 async def settle(pool: Pool) -> None:
     await pool.checkpoint()
-    while pool._checkpointer.has_more_to_free:
+    while pool.checkpointer.has_more_to_free:
         await pool.checkpoint()
 
 
@@ -103,7 +103,7 @@ async def test_a_thousand_snapshots_in_a_chain(monkeypatch: pytest.MonkeyPatch) 
         await _trims(pool, monkeypatch)
         assert await stored_bytes(pool) == chain.distinct_blocks() * BLOCK
         for i in range(0, SNAPSHOTS, 2):
-            await pool.delete_snapshot("deep", f"s{i}")
+            await pool.management.delete_snapshot("deep", f"s{i}")
             del chain.images[f"s{i}"]
         before = pool.info().live_bytes
         await settle(pool)
@@ -155,30 +155,30 @@ async def test_a_snapshot_is_one_small_record() -> None:
     """Goal: creating one costs the same after a thousand: one record in the log, nothing else."""
     members = await new_members(mib=128)
     async with opened(members) as pool:
-        await pool.create_volume("v", 1 << 40)
+        await pool.management.create_volume("v", 1 << 40)
         async with exported(pool, "v") as device:
             commits_each = []
             for i in range(300):
                 await device.write(i * PAGE_BYTES, b"x" * BLOCK)
                 await pool.flush()
-                commits, start = pool._log.commits, pool._log.durable
-                await pool.create_snapshot("v", f"s{i}")
-                if pool._log.durable.segment == start.segment:  # else the next one is announced
-                    commits_each.append(pool._log.commits - commits)
-                    assert pool._log.durable.offset - start.offset == BLOCK
+                commits, start = pool.log.commits, pool.log.durable
+                await pool.management.create_snapshot("v", f"s{i}")
+                if pool.log.durable.segment == start.segment:  # else the next one is announced
+                    commits_each.append(pool.log.commits - commits)
+                    assert pool.log.durable.offset - start.offset == BLOCK
         assert len(commits_each) > 290
         assert set(commits_each) == {1}
 
 
 async def _image(pool: Pool) -> list[int]:
     """A volume of 1 GiB with something in every page of its map, kept as image@clean."""
-    await pool.create_volume("image", 1 << 30)
+    await pool.management.create_volume("image", 1 << 30)
     offsets = [page * PAGE_BYTES + 17 * BLOCK for page in range(256)]
     async with exported(pool, "image") as device:
         for i, offset in enumerate(offsets):
             data = i.to_bytes(2) * 2048 if i % 2 else random.Random(i).randbytes(BLOCK)
             await device.write(offset, data)
-    await pool.create_snapshot("image", "clean")
+    await pool.management.create_snapshot("image", "clean")
     await pool.checkpoint()
     return offsets
 
@@ -187,17 +187,17 @@ async def test_an_untouched_clone_takes_little_memory(members: list[MemberDevice
     async with opened(members) as pool:
         await _image(pool)
         tracemalloc.start()
-        await pool.clone("image", "clean", "first")  # the newest write buffer is kept
+        await pool.management.clone("image", "clean", "first")  # the newest write buffer is kept
         gc.collect()
         before = tracemalloc.get_traced_memory()[0]
-        commits = pool._log.commits
+        commits = pool.log.commits
         for i in range(CLONES):
-            await pool.clone("image", "clean", f"c{i}")
+            await pool.management.clone("image", "clean", f"c{i}")
         gc.collect()
         grown = tracemalloc.get_traced_memory()[0] - before
         tracemalloc.stop()
         announced = 1 + CLONES * BLOCK // MIB
-        assert CLONES <= pool._log.commits - commits <= CLONES + announced, "one record each"
+        assert CLONES <= pool.log.commits - commits <= CLONES + announced, "one record each"
         assert grown / CLONES < 4096
 
 
@@ -218,7 +218,7 @@ async def test_all_clones_are_read_from_one_cached_copy(members: list[MemberDevi
 
         map_reads, places_of = [], []
         for i in range(CLONES):
-            await pool.clone("image", "clean", f"c{i}")
+            await pool.management.clone("image", "clean", f"c{i}")
             async with exported(pool, f"c{i}") as device:
                 with counting(pool) as count:
                     pool.segment_io.try_read = noting  # type: ignore[method-assign]

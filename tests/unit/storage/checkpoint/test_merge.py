@@ -25,14 +25,14 @@ async def test_a_deleted_snapshot_gives_back_what_only_it_held() -> None:
     members = await new_members()
     coin = random.Random(1)
     async with opened(members) as pool:
-        await pool.create_volume("v", SIZE)
+        await pool.management.create_volume("v", SIZE)
         await write(pool, "v", 0, coin.randbytes(2 * MIB))
-        await pool.create_snapshot("v", "s")
+        await pool.management.create_snapshot("v", "s")
         kept = coin.randbytes(MIB)
         await write(pool, "v", 0, kept)
         await settle(pool)
         both = pool.info().live_bytes
-        await pool.delete_snapshot("v", "s")
+        await pool.management.delete_snapshot("v", "s")
         await settle(pool)
         assert both - pool.info().live_bytes >= MIB
         assert pool.info().live_bytes < 2 * MIB + 64 * 1024
@@ -44,10 +44,10 @@ async def test_pages_that_only_the_deleted_one_has_are_not_read() -> None:
     """A merge costs as much as the smaller layer."""
     members = await new_members(mib=256)
     async with opened(members) as pool:
-        await pool.create_volume("v", 64 << 30)
+        await pool.management.create_volume("v", 64 << 30)
         for page in range(500):
             await write(pool, "v", page * 4 * MIB, page.to_bytes(4) * 1024)
-        await pool.create_snapshot("v", "s")
+        await pool.management.create_snapshot("v", "s")
         for page in (3, 400):
             await write(pool, "v", page * 4 * MIB + BLOCK, b"new!" * 1024)
         await pool.checkpoint()
@@ -58,10 +58,10 @@ async def test_pages_that_only_the_deleted_one_has_are_not_read() -> None:
             return await read_merged(layer, number, *args)
 
         pool.blockmap.read_merged = counted  # type: ignore[method-assign]
-        await pool.delete_snapshot("v", "s")
+        await pool.management.delete_snapshot("v", "s")
         await settle(pool)
         assert set(reads) == {3, 400}
-        assert len(pool._live.layers) == 1
+        assert len(pool.live.layers) == 1
         for page in range(0, 500, 7):
             assert await read(pool, "v", page * 4 * MIB, BLOCK) == page.to_bytes(4) * 1024
         assert await read(pool, "v", 400 * 4 * MIB + BLOCK, BLOCK) == b"new!" * 1024
@@ -75,18 +75,18 @@ async def test_what_was_a_hint_is_exact_once_it_is_owned() -> None:
     members = await new_members()
     coin = random.Random(4)
     async with opened(members) as pool:
-        await pool.create_volume("v", SIZE)
+        await pool.management.create_volume("v", SIZE)
         for _ in range(2):
             await write(pool, "v", 0, coin.randbytes(3 * MIB))
             for block in coin.sample(range(3 * MIB // BLOCK), 300):
                 await write(pool, "v", block * BLOCK, coin.randbytes(BLOCK))
-        await pool.create_snapshot("v", "s")
+        await pool.management.create_snapshot("v", "s")
         await write(pool, "v", 0, coin.randbytes(BLOCK))
         await settle(pool)
         before = await read(pool, "v", 0, SIZE)
         assert await pool.cleaner.round(mixed=True)
         await settle(pool)
-        await pool.delete_snapshot("v", "s")
+        await pool.management.delete_snapshot("v", "s")
         await settle(pool)
         [layer] = pool.blockmap.layers.values()
         for number in layer.directory.pages():
@@ -124,7 +124,7 @@ class Family:
         self.names += 1
         action = coin.choice("wwwwwzscdddxrkfpng")
         if not self.heads or (action == "c" and len(self.heads) < 5 and not self.snapshots):
-            await pool.create_volume(f"v{self.names}", SIZE)
+            await pool.management.create_volume(f"v{self.names}", SIZE)
             self.heads[f"v{self.names}"] = {}
             return
         volume = coin.choice(sorted(self.heads))
@@ -135,42 +135,42 @@ class Family:
                 self.heads[volume][block] = data
                 await write(pool, volume, block * BLOCK, data)
         elif action == "s":
-            await pool.create_snapshot(volume, f"s{self.names}")
+            await pool.management.create_snapshot(volume, f"s{self.names}")
             self.snapshots[volume, f"s{self.names}"] = dict(self.heads[volume])
         elif action == "k":
             await pool.checkpoint()
         elif action == "f" and len(self.heads) < 5:
-            await pool.clone(volume, None, f"f{self.names}")
+            await pool.management.clone(volume, None, f"f{self.names}")
             self.heads[f"f{self.names}"] = dict(self.heads[volume])
         elif action == "n":
-            await pool.rename_volume(volume, f"n{self.names}")
+            await pool.management.rename_volume(volume, f"n{self.names}")
             self.heads[f"n{self.names}"] = self.heads.pop(volume)
             self._move_snapshots(volume, f"n{self.names}")
         elif action == "g":
-            await pool.create_snapshots(sorted(self.heads), f"g{self.names}")
+            await pool.management.create_snapshots(sorted(self.heads), f"g{self.names}")
             for each, image in self.heads.items():
                 self.snapshots[each, f"g{self.names}"] = dict(image)
         elif action == "p":
             with suppress(InvalidArgumentError, ExistsError):
-                await pool.promote(volume)
-            listed = {(one.volume, one.name) for one in pool.snapshots()}
+                await pool.management.promote(volume)
+            listed = {(one.volume, one.name) for one in pool.management.snapshots()}
             for moved in listed - self.snapshots.keys():
                 [old] = [k for k in self.snapshots if k[1] == moved[1] and k not in listed]
                 self.snapshots[moved] = self.snapshots.pop(old)
         elif action == "x" and len(self.heads) > 1:
-            await pool.delete_volume(volume, snapshots=True)
+            await pool.management.delete_volume(volume, snapshots=True)
             del self.heads[volume]
             self.snapshots = {k: v for k, v in self.snapshots.items() if k[0] != volume}
         elif self.snapshots:
             chosen = coin.choice(sorted(self.snapshots))
             if action == "d":
-                await pool.delete_snapshot(*chosen)
+                await pool.management.delete_snapshot(*chosen)
                 del self.snapshots[chosen]
             elif action == "r":
-                await pool.rollback(*chosen)
+                await pool.management.rollback(*chosen)
                 self.heads[chosen[0]] = dict(self.snapshots[chosen])
             elif action == "c" and len(self.heads) < 5:
-                await pool.clone(*chosen, f"c{self.names}")
+                await pool.management.clone(*chosen, f"c{self.names}")
                 self.heads[f"c{self.names}"] = dict(self.snapshots[chosen])
 
     def _move_snapshots(self, volume: str, to: str) -> None:
@@ -181,8 +181,8 @@ class Family:
 
     def look_at_tree(self) -> None:
         """Everything is shown once, below something else, and nothing goes round in a circle."""
-        nodes = {node.name: node for node in self.pool.tree()}
-        assert len(nodes) == len(self.pool.tree())
+        nodes = {node.name: node for node in self.pool.management.tree()}
+        assert len(nodes) == len(self.pool.management.tree())
         assert {name for name in nodes if not name.startswith("#")} == {
             *self.heads, *self.beside, *(f"{volume}@{name}" for volume, name in self.snapshots),
         }  # fmt: skip
@@ -195,11 +195,11 @@ class Family:
 
     async def verify(self) -> None:
         self.look_at_tree()
-        live = self.pool._live
+        live = self.pool.live
         assert Catalogue.unpack(live.pack()).layers == live.layers, "layers are miscounted"
         for layer in self.pool.blockmap.layers.values():
             self.look_for_owners(layer)
-        listed = {(one.volume, one.name) for one in self.pool.snapshots()}
+        listed = {(one.volume, one.name) for one in self.pool.management.snapshots()}
         assert listed == self.snapshots.keys()
         images = dict(self.heads)
         images |= {f"{volume}@{name}": image for (volume, name), image in self.snapshots.items()}
@@ -226,9 +226,9 @@ async def _live(members: list[MemberDevice], seed: int, steps: int) -> None:
         await assert_clean(members)
     async with opened(members) as pool:
         for volume in list(family.heads):
-            await pool.delete_volume(volume, snapshots=True)
+            await pool.management.delete_volume(volume, snapshots=True)
         await settle(pool)
-        assert pool._live.layers == {}
+        assert pool.live.layers == {}
         assert pool.info().live_bytes < 64 * 1024
         assert pool.info().free_bytes == free
     await assert_clean(members)

@@ -24,7 +24,7 @@ ONLY_WHEN_ASKED = PoolSettings(checkpoint_interval_s=1e9, checkpoint_records=1 <
 
 def full_segments(pool: Pool) -> int:
     """Metadata segments that nothing is added to any more, and that do not come back yet."""
-    writing = pool._checkpointer._meta.segment
+    writing = pool.checkpointer._meta.segment
     return sum(
         1
         for segment in pool.table.all()
@@ -43,7 +43,7 @@ class Written:
         self._versions = np.zeros(pages * PAGE_BLOCKS, dtype=np.uint64)
 
     async def fill(self) -> None:
-        await self._pool.create_volume("v", self.pages * PAGE_BLOCKS * BLOCK)
+        await self._pool.management.create_volume("v", self.pages * PAGE_BLOCKS * BLOCK)
         device = self._pool.open_export("v")
         for first in range(0, self.pages * PAGE_BLOCKS, 256):
             await self._write(device, first, 256)
@@ -60,7 +60,7 @@ class Written:
                 first = page * PAGE_BLOCKS + int(self._rng.integers(0, PAGE_BLOCKS - 60))
                 await self._write(device, first, 60)
             await self._checkpoint()
-            allowed = FOOTPRINT_MAX * self._pool._checkpointer.usage.map_bytes / MIB
+            allowed = FOOTPRINT_MAX * self._pool.checkpointer.usage.map_bytes / MIB
             excess.append(full_segments(self._pool) - allowed)
         await device.close()
         return excess
@@ -90,8 +90,8 @@ class Written:
 
 def begin_a_metadata_segment(pool: Pool) -> None:
     """The next checkpoint finds the one in use full."""
-    pool._checkpointer._meta.offset = pool.table.segment_bytes
-    pool._checkpointer._meta.keep()
+    pool.checkpointer._meta.offset = pool.table.segment_bytes
+    pool.checkpointer._meta.keep()
 
 
 async def filled(pool: Pool, pages: int) -> Written:
@@ -110,7 +110,7 @@ async def test_metadata_takes_at_most_twice_its_live_size(monkeypatch: pytest.Mo
     members = await new_members(mib=256)
     async with opened(members, ONLY_WHEN_ASKED) as pool:
         written = await filled(pool, 240)
-        relocator = pool._checkpointer.relocator
+        relocator = pool.checkpointer.relocator
         with monkeypatch.context() as patch:
             patch.setattr(relocator, "_victims", lambda frozen, budget: set())
             assert max(await written.overwrite(50)) > 2
@@ -137,12 +137,12 @@ async def test_after_all_that_everything_comes_back(copies: int) -> None:
         for name in ("one", "two"):
             await written.overwrite(8)
             await pool.cleaner.round()
-            await pool.create_snapshot("v", name)
-        await pool.clone("v", "one", "c")
+            await pool.management.create_snapshot("v", name)
+        await pool.management.clone("v", "one", "c")
         await write(pool, "c", 5 * BLOCK, b"c" * BLOCK)
         assert pool.cleaner.stats.segments
         for volume in ("c", "v"):
-            await pool.delete_volume(volume, snapshots=True)
+            await pool.management.delete_volume(volume, snapshots=True)
         for _ in range(8):
             await pool.checkpoint()
         assert pool.info().live_bytes == 0
@@ -174,7 +174,7 @@ async def test_a_damaged_page_does_not_keep_checkpoints_from_working(
         begin_a_metadata_segment(pool)
         for _ in range(3):
             await pool.checkpoint()
-        assert pool._checkpointer.relocator.bytes_relocated > MIB // 4
+        assert pool.checkpointer.relocator.bytes_relocated > MIB // 4
         assert layer.directory.get(99) == row
         assert "keeps its segment" in caplog.text
         caplog.clear()
@@ -185,7 +185,7 @@ async def test_a_checkpoint_that_fails_takes_no_segment(monkeypatch: pytest.Monk
     """Goal: segments begun by an attempt that failed are free again at once."""
     members = await new_members(count=2, copies=2, mib=64)
     async with opened(members, ONLY_WHEN_ASKED) as pool:
-        await pool.create_volume("v", 16 * MIB)
+        await pool.management.create_volume("v", 16 * MIB)
         await write(pool, "v", 0, b"v" * BLOCK)
         await pool.flush()
         for _ in range(3):
@@ -219,7 +219,7 @@ async def test_a_page_that_moves_while_it_is_read_is_read_again(
     checkpoints that wrote the page elsewhere; the reader notices and begins again."""
     members = await new_members(mib=64)
     async with opened(members, ONLY_WHEN_ASKED) as pool:
-        await pool.create_volume("v", 16 * MIB)
+        await pool.management.create_volume("v", 16 * MIB)
         await write(pool, "v", 0, b"v" * BLOCK)
         await pool.flush()
         await pool.checkpoint()

@@ -16,7 +16,7 @@ HOT_BYTES = 2 * MIB
 async def half_hot(pool: Pool) -> bytearray:
     """A volume of which the first part is written often, and every segment is partly dead."""
     coin = random.Random(5)
-    await pool.create_volume("v", 16 * MIB)
+    await pool.management.create_volume("v", 16 * MIB)
     image = bytearray()
     for _ in range(16):
         image += coin.randbytes(MIB)

@@ -69,7 +69,7 @@ async def test_who_waits_while_space_is_made_goes_on_when_there_is_some(
     what the one under way gives back is enough.
     """
     async with opened(await new_members()) as pool:
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
         volume = pool.open_export("v")
         space = SpaceBudget(pool.table, 64 * MIB, never)
         space.is_reclaiming = lambda: True

@@ -35,7 +35,7 @@ async def write_until_full(device: BlockDevice, coin: random.Random) -> int:
 async def test_a_huge_trim_is_one_small_record() -> None:
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", 1 << 50)
+        await pool.management.create_volume("v", 1 << 50)
         device = pool.open_export("v")
         await device.write(1 << 49, b"x" * BLOCK)
         await device.trim(0, 1 << 50)
@@ -54,22 +54,22 @@ async def test_deleting_everything_gives_everything_back() -> None:
     members = await new_members(count=3, copies=2)
     coin = random.Random(3)
     async with opened(members) as pool:
-        await pool.create_volume("first", MIB)
+        await pool.management.create_volume("first", MIB)
         await settle(pool)
-        await pool.delete_volume("first")
+        await pool.management.delete_volume("first")
         await settle(pool)
         before = pool.info().free_bytes
-        await pool.create_volume("v", 16 * MIB)
+        await pool.management.create_volume("v", 16 * MIB)
         device = pool.open_export("v")
         for i in range(400):
             at = coin.randrange(16 * MIB // BLOCK - 8) * BLOCK
             await device.write(at, coin.randbytes(BLOCK * coin.randrange(1, 8)))
             if i % 100 == 99:
-                await pool.create_snapshot("v", f"s{i}")
+                await pool.management.create_snapshot("v", f"s{i}")
         await device.close()
-        await pool.clone("v", "s199", "c")
-        await pool.delete_volume("c")
-        await pool.delete_volume("v", snapshots=True)
+        await pool.management.clone("v", "s199", "c")
+        await pool.management.delete_volume("c")
+        await pool.management.delete_volume("v", snapshots=True)
         await settle(pool)
         info = pool.info()
         assert info.live_bytes == 0
@@ -80,7 +80,7 @@ async def test_deleting_everything_gives_everything_back() -> None:
 async def test_zeroes_and_repetition_take_little_space() -> None:
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", 32 * MIB)
+        await pool.management.create_volume("v", 32 * MIB)
         device = pool.open_export("v")
         await device.write(0, bytes(8 * MIB))
         await device.write(8 * MIB, b"abcd" * (2 * MIB))
@@ -96,8 +96,8 @@ async def test_a_full_pool_refuses_writes_harms_nothing_and_recovers() -> None:
     members = await new_members(mib=24)
     coin = random.Random(4)
     async with opened(members) as pool:
-        await pool.create_volume("keep", 4 * MIB)
-        await pool.create_volume("fill", 1 << 30)
+        await pool.management.create_volume("keep", 4 * MIB)
+        await pool.management.create_volume("fill", 1 << 30)
         keep, fill = pool.open_export("keep"), pool.open_export("fill")
         kept = coin.randbytes(MIB)
         await keep.write(0, kept)
@@ -113,7 +113,7 @@ async def test_a_full_pool_refuses_writes_harms_nothing_and_recovers() -> None:
         assert bytes(await keep.read(MIB, MIB)) == kept
         await fill.close()
         await keep.close()
-        await pool.delete_volume("fill")
+        await pool.management.delete_volume("fill")
     await assert_clean(members)
     async with opened(members) as pool:
         assert await read(pool, "keep", 0, 2 * MIB) == kept + kept
@@ -123,7 +123,7 @@ async def test_filling_and_trimming_again_and_again_loses_nothing() -> None:
     members = await new_members(mib=24)
     coin = random.Random(5)
     async with opened(members) as pool:
-        await pool.create_volume("v", 1 << 30)
+        await pool.management.create_volume("v", 1 << 30)
         device = pool.open_export("v")
         for _ in range(6):
             assert await write_until_full(device, coin) > 8 * MIB
@@ -139,7 +139,7 @@ async def test_segments_of_the_log_are_filled_to_their_end() -> None:
     members = await new_members()
     coin = random.Random(1)
     async with opened(members) as pool:
-        await pool.create_volume("v", 40 * MIB)
+        await pool.management.create_volume("v", 40 * MIB)
         device = pool.open_export("v")
         for block in coin.sample(range(40 * MIB // BLOCK), 5 * MIB // BLOCK):
             await device.write(block * BLOCK, coin.randbytes(BLOCK))
@@ -161,7 +161,7 @@ async def test_what_is_not_durable_yet_counts_as_used() -> None:
     """Goal: the reserve is never written into, however much is on its way to the members."""
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", 64 * MIB)
+        await pool.management.create_volume("v", 64 * MIB)
         device = pool.open_export("v")
         coin = random.Random(2)
         before = pool.info().free_bytes

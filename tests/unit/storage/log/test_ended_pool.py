@@ -18,7 +18,7 @@ async def test_whoever_is_a_step_behind_is_told() -> None:
     """
     with trio.CancelScope() as scope:
         async with open_pool(await new_members()) as pool:
-            await pool.create_volume("v", MIB)
+            await pool.management.create_volume("v", MIB)
             device = pool.open_export("v")
             await device.write(0, bytes((ENCODE_INLINE_BLOCKS + 1) * 4096))
             scope.cancel()

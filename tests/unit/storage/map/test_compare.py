@@ -20,7 +20,7 @@ PAGE = 1024 * BLOCK
 
 def layer_of(pool: Pool, name: str) -> Layer:
     volume, _, snapshot = name.partition("@")
-    return pool.blockmap.layers[pool._registry.snapshot_record(volume, snapshot).layer]
+    return pool.blockmap.layers[pool.registry.snapshot_record(volume, snapshot).layer]
 
 
 def comparison(pool: Pool, name: str, base: Layer | None, first: int, end: int) -> Comparison:
@@ -98,7 +98,7 @@ async def check_contexts(pool: Pool, family: Family, coin: random.Random) -> Non
             await pool.flush()
             assert await status(pool, volume, DIRTY_BITMAP + name) == wanted
     depths = await status(pool, volume, ALLOCATION_DEPTH)
-    above = len(list(pool.blockmap.layers[pool._registry.record(volume).head].ancestry()))
+    above = len(list(pool.blockmap.layers[pool.registry.record(volume).head].ancestry()))
     for block, depth in enumerate(depths):
         assert depth <= above
         assert depth or not any(image.get(block, b"")), f"{block=} is stored somewhere"
@@ -148,16 +148,16 @@ async def test_the_cost_follows_what_changed() -> None:
     """Goal: a petabyte with much in it, of which little changed, is compared at once."""
     members = await new_members(mib=256)
     async with opened(members) as pool:
-        await pool.create_volume("v", PIB)
+        await pool.management.create_volume("v", PIB)
         for page in range(500):
             await write(pool, "v", page * PAGE, b"x" * BLOCK)
         await write(pool, "v", PIB - BLOCK, b"x" * BLOCK)
-        await pool.create_snapshot("v", "one")
+        await pool.management.create_snapshot("v", "one")
         await write(pool, "v", 7 * PAGE + 5 * BLOCK, b"y" * BLOCK)
-        await pool.create_snapshot("v", "gone")
+        await pool.management.create_snapshot("v", "gone")
         await write(pool, "v", PIB // 2, b"z" * BLOCK)
-        await pool.create_snapshot("v", "two")
-        await pool.delete_snapshot("v", "gone")
+        await pool.management.create_snapshot("v", "two")
+        await pool.management.delete_snapshot("v", "gone")
     async with opened(members) as pool:
         view = comparison(pool, "v@two", layer_of(pool, "v@one"), 0, PIB // BLOCK)
         found = await walk(view, 0, PIB // BLOCK)
@@ -182,16 +182,16 @@ async def test_what_has_moved_has_not_changed() -> None:
     coin = random.Random(1)
     changed = [*range(100, 140), 3000]
     async with opened(members) as pool:
-        await pool.create_volume("v", size)
+        await pool.management.create_volume("v", size)
         for at in range(0, size, MIB):
             await write(pool, "v", at, b"%20d" % at * (MIB // 20) + bytes(16))
         await pool.flush()
         for at in range(0, size // BLOCK, 16):
             await write(pool, "v", at * BLOCK, coin.randbytes(14 * BLOCK))
-        await pool.create_snapshot("v", "one")
+        await pool.management.create_snapshot("v", "one")
         for block in changed:
             await write(pool, "v", block * BLOCK, coin.randbytes(BLOCK))
-        await pool.create_snapshot("v", "two")
+        await pool.management.create_snapshot("v", "two")
         await pool.checkpoint()
     wanted = [int(block in changed) for block in range(size // BLOCK)]
     for names in ([], ["v@one"], ["v@two"], ["v@one", "v@two"]):
@@ -211,12 +211,12 @@ async def test_the_same_bytes_written_again_count_as_changed() -> None:
     """A hash of 40 bits in the map is no proof that they are the same."""
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
         data = random.Random(1).randbytes(4 * BLOCK)
         await write(pool, "v", 0, data)
-        await pool.create_snapshot("v", "one")
+        await pool.management.create_snapshot("v", "one")
         await write(pool, "v", BLOCK, data[BLOCK : 2 * BLOCK])
-        await pool.create_snapshot("v", "two")
+        await pool.management.create_snapshot("v", "two")
         found = await differences(pool, "v@two", "v@one", MIB)
         assert found == [(1, SAME), (1, DATA), (254, SAME)]
 
@@ -228,11 +228,11 @@ async def test_a_walk_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     members = await new_members()
     size = 101 * PAGE
     async with opened(members) as pool:
-        await pool.create_volume("v", size)
-        await pool.create_snapshot("v", "zero")
+        await pool.management.create_volume("v", size)
+        await pool.management.create_snapshot("v", "zero")
         for page in range(0, 100, 3):
             await write(pool, "v", page * PAGE + 7 * BLOCK, b"x" * BLOCK)
-        await pool.create_snapshot("v", "one")
+        await pool.management.create_snapshot("v", "one")
     wanted = [DATA if b % 1024 == 7 and b // 1024 % 3 == 0 and b < 100 * 1024 else SAME
               for b in range(size // BLOCK)]  # fmt: skip
     async with opened(members, PoolSettings(page_cache_bytes=1)) as pool:
@@ -262,14 +262,14 @@ async def test_depth_counts_the_layers() -> None:
         await device.close()
 
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
         await write(pool, "v", 0, b"1" * 2 * BLOCK)
-        await pool.create_snapshot("v", "one")
+        await pool.management.create_snapshot("v", "one")
         await write(pool, "v", 2 * BLOCK, b"2" * BLOCK)
-        await pool.create_snapshot("v", "two")
+        await pool.management.create_snapshot("v", "two")
         await write(pool, "v", 3 * BLOCK, b"3" * BLOCK)
-        await pool.create_snapshot("v", "three")
-        await pool.clone("v", "three", "c")
+        await pool.management.create_snapshot("v", "three")
+        await pool.management.clone("v", "three", "c")
         device = pool.open_export("c")
         await device.write_zeroes(BLOCK, BLOCK)
         await device.write(4 * BLOCK, b"4" * BLOCK)
@@ -286,11 +286,11 @@ async def test_depth_counts_the_layers() -> None:
 async def test_a_bitmap_follows_the_volume() -> None:
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
         device = pool.open_export("v")
         assert [*device.contexts] == [ALLOCATION_DEPTH]
         await device.write(0, b"1" * 4 * BLOCK)
-        await pool.create_snapshot("v", "s")
+        await pool.management.create_snapshot("v", "s")
         assert [*device.contexts] == [ALLOCATION_DEPTH, DIRTY_BITMAP + "s"]
         context = DIRTY_BITMAP + "s"
         assert await device.status(context, 0, MIB) == [(MIB, 0)]
@@ -299,13 +299,13 @@ async def test_a_bitmap_follows_the_volume() -> None:
         assert await device.status(context, 0, MIB) == [(4 * BLOCK, 1), (MIB - 4 * BLOCK, 0)]
         await device.flush()
         assert await device.status(context, 0, MIB) == [(4 * BLOCK, 1), (MIB - 4 * BLOCK, 0)]
-        await pool.create_snapshot("v", "t")
+        await pool.management.create_snapshot("v", "t")
         assert await device.status(DIRTY_BITMAP + "t", 0, MIB) == [(MIB, 0)]
         snapshot = pool.open_export("v@t")
         await device.write(8 * BLOCK, b"2")
         assert (await snapshot.status(context, 0, MIB))[0] == (4 * BLOCK, 1)
         assert await device.status(DIRTY_BITMAP + "t", 8 * BLOCK, BLOCK) == [(BLOCK, 1)]
-        await pool.delete_snapshot("v", "s")
+        await pool.management.delete_snapshot("v", "s")
         for handle in (device, snapshot):
             with pytest.raises(NotFoundError):
                 await handle.status(context, 0, MIB)

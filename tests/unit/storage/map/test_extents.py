@@ -98,8 +98,8 @@ async def volume(
 ) -> AsyncIterator[tuple[Pool, Volume]]:
     """The volume `v`, made when there is none."""
     async with opened(members, settings) as pool:
-        if not pool.volumes():
-            await pool.create_volume("v", size_bytes)
+        if not pool.management.volumes():
+            await pool.management.create_volume("v", size_bytes)
         device = pool.open_export("v")
         yield pool, device
         await device.close()
@@ -216,8 +216,8 @@ async def test_runs_are_those_of_the_whole_chain() -> None:
     """A hole in a clone over data in its origin is data; zeroes over data are zeroes."""
     async with volume(await new_members()) as (pool, device):
         await device.write(0, b"x" * 8 * BLOCK)
-        await pool.create_snapshot("v", "s")
-        await pool.clone("v", "s", "c")
+        await pool.management.create_snapshot("v", "s")
+        await pool.management.clone("v", "s", "c")
         clone = pool.open_export("c")
         data = [(8 * BLOCK, False), (MIB - 8 * BLOCK, True)]
 
@@ -268,9 +268,11 @@ async def test_runs_agree_with_a_model(seed: int) -> None:
                     await pool.checkpoint()
                 case 2 if len(snapshots) < 3:
                     snapshots.append(f"s{rng.random()}")
-                    await pool.create_snapshot("v", snapshots[-1])
+                    await pool.management.create_snapshot("v", snapshots[-1])
                 case 3 if snapshots:
-                    await pool.delete_snapshot("v", snapshots.pop(rng.randrange(len(snapshots))))
+                    await pool.management.delete_snapshot(
+                        "v", snapshots.pop(rng.randrange(len(snapshots)))
+                    )
                 case 4 | 5 | 6 | 7:
                     await device.write_zeroes(first * BLOCK, count * BLOCK)
                     data.difference_update(blocks)
@@ -328,9 +330,9 @@ async def churn(pool: Pool, device: Volume, written: list[int], rng: random.Rand
                 await device.write_zeroes((block + 1) * BLOCK, 100 * BLOCK)
         match turn % 8:
             case 1:
-                await pool.create_snapshot("v", f"s{turn}")
+                await pool.management.create_snapshot("v", f"s{turn}")
             case 3:
-                await pool.delete_snapshot("v", f"s{turn - 2}")
+                await pool.management.delete_snapshot("v", f"s{turn - 2}")
             case 5:
                 await pool.checkpoint()
             case _:
@@ -356,7 +358,7 @@ async def zero_runs(device: Volume) -> list[tuple[int, int]]:
 async def test_reading_ahead_over_damage_is_silent_and_goes_no_further_than_its_bound() -> None:
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", PIB)
+        await pool.management.create_volume("v", PIB)
         await write(pool, "v", 0, random.Random(1).randbytes(MIB))
         await pool.flush()
         with_data = [segment for segment in pool.table.all() if segment.live_bytes > MIB // 4]

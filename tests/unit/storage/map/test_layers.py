@@ -27,9 +27,9 @@ BLOCK = 4096
 async def test_a_snapshot_keeps_what_was_and_the_volume_goes_on() -> None:
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
         await write(pool, "v", 0, b"old" * 4000)
-        await pool.create_snapshot("v", "s")
+        await pool.management.create_snapshot("v", "s")
         await write(pool, "v", 5, b"new")
         assert await read(pool, "v@s", 0, 12000) == b"old" * 4000
         assert (await read(pool, "v", 0, 9)) == b"oldolnewd"
@@ -48,7 +48,7 @@ async def test_open_handles_follow_a_snapshot_taken_under_load() -> None:
     """
     members = await new_members(mib=128)
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
         device = pool.open_export("v")
         stop = trio.Event()
 
@@ -64,7 +64,7 @@ async def test_open_handles_follow_a_snapshot_taken_under_load() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(count_up)
             for i in range(20):
-                await pool.create_snapshot("v", f"s{i}")
+                await pool.management.create_snapshot("v", f"s{i}")
             stop.set()
         last = 0
         for i in range(20):
@@ -80,16 +80,16 @@ async def test_open_handles_follow_a_snapshot_taken_under_load() -> None:
 async def test_rollback_and_clone_start_where_the_snapshot_is() -> None:
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
         await write(pool, "v", 0, b"a" * BLOCK)
-        await pool.create_snapshot("v", "s")
+        await pool.management.create_snapshot("v", "s")
         await write(pool, "v", 0, b"b" * BLOCK)
-        await pool.clone("v", "s", "c")
+        await pool.management.clone("v", "s", "c")
         await write(pool, "c", BLOCK, b"c" * BLOCK)
-        await pool.rollback("v", "s")
+        await pool.management.rollback("v", "s")
         assert await read(pool, "v", 0, 2 * BLOCK) == b"a" * BLOCK + bytes(BLOCK)
         assert await read(pool, "c", 0, 2 * BLOCK) == b"a" * BLOCK + b"c" * BLOCK
-        assert pool.volume("c").origin == "v@s"
+        assert pool.management.volume("c").origin == "v@s"
     async with opened(members) as pool:
         assert await read(pool, "c", 0, 2 * BLOCK) == b"a" * BLOCK + b"c" * BLOCK
     await assert_clean(members)
@@ -98,30 +98,30 @@ async def test_rollback_and_clone_start_where_the_snapshot_is() -> None:
 async def test_what_is_in_use_cannot_be_deleted() -> None:
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
-        await pool.create_snapshot("v", "s")
-        await pool.clone("v", "s", "c")
+        await pool.management.create_volume("v", MIB)
+        await pool.management.create_snapshot("v", "s")
+        await pool.management.clone("v", "s", "c")
         for name, refused in (
-            ("c", partial(pool.delete_volume, "c")),
-            ("c", partial(pool.rename_volume, "c", "d")),
-            ("c", partial(pool.resize_volume, "c", BLOCK, shrink=True)),
-            ("v", partial(pool.rollback, "v", "s")),
-            ("v@s", partial(pool.delete_snapshot, "v", "s")),
-            ("v@s", partial(pool.delete_volume, "v", snapshots=True)),
-            ("v@s", partial(pool.rename_volume, "v", "d")),
-            ("v@s", partial(pool.rename_snapshot, "v", "s", "t")),
-            ("v@s", partial(pool.promote, "c")),
+            ("c", partial(pool.management.delete_volume, "c")),
+            ("c", partial(pool.management.rename_volume, "c", "d")),
+            ("c", partial(pool.management.resize_volume, "c", BLOCK, shrink=True)),
+            ("v", partial(pool.management.rollback, "v", "s")),
+            ("v@s", partial(pool.management.delete_snapshot, "v", "s")),
+            ("v@s", partial(pool.management.delete_volume, "v", snapshots=True)),
+            ("v@s", partial(pool.management.rename_volume, "v", "d")),
+            ("v@s", partial(pool.management.rename_snapshot, "v", "s", "t")),
+            ("v@s", partial(pool.management.promote, "c")),
         ):
             device = pool.open_export(name)
             with pytest.raises(InUseError, match="stop its clients"):
                 await refused()
             await device.close()
         with pytest.raises(InUseError, match="has snapshots"):
-            await pool.delete_volume("v")
+            await pool.management.delete_volume("v")
         with pytest.raises(NotFoundError):
-            await pool.rollback("v", "none")
-        await pool.delete_volume("v", snapshots=True)
-        assert [volume.name for volume in pool.volumes()] == ["c"]
+            await pool.management.rollback("v", "none")
+        await pool.management.delete_volume("v", snapshots=True)
+        assert [volume.name for volume in pool.management.volumes()] == ["c"]
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ async def test_odd_names_are_refused_and_nothing_changes(name: str) -> None:
     members = await new_members()
     async with opened(members) as pool:
         with pytest.raises(InvalidArgumentError, match="bad volume name"):
-            await pool.create_volume(name, MIB)
-        assert pool.volumes() == []
+            await pool.management.create_volume(name, MIB)
+        assert pool.management.volumes() == []
 
 
 @pytest.mark.parametrize("size", [0, -4096, 1, 4095, 4097, 1 << 60])
@@ -140,22 +140,22 @@ async def test_odd_sizes_are_refused(size: int) -> None:
     members = await new_members()
     async with opened(members) as pool:
         with pytest.raises(InvalidArgumentError):
-            await pool.create_volume("v", size)
+            await pool.management.create_volume("v", size)
 
 
 async def test_volumes_grow_while_open_and_never_shrink() -> None:
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", BLOCK)
+        await pool.management.create_volume("v", BLOCK)
         with pytest.raises(ExistsError):
-            await pool.create_volume("v", BLOCK)
+            await pool.management.create_volume("v", BLOCK)
         device = pool.open_export("v")
-        await pool.resize_volume("v", 1 << 40)
+        await pool.management.resize_volume("v", 1 << 40)
         await device.write((1 << 40) - 5, b"hello")
         assert device.size_bytes == 1 << 40
         assert bytes(await device.read((1 << 40) - 8, 8)) == b"\0\0\0hello"
         with pytest.raises(InvalidArgumentError, match="shrink"):
-            await pool.resize_volume("v", BLOCK)
+            await pool.management.resize_volume("v", BLOCK)
         await device.close()
     await assert_clean(members)
 
@@ -186,12 +186,12 @@ async def test_a_deep_chain_costs_two_page_reads_cold() -> None:
     coin = random.Random(1)
     contents = bytearray(MIB)
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
         for i in range(200):
             at = coin.randrange(256) * BLOCK
             contents[at : at + BLOCK] = coin.randbytes(BLOCK)
             await write(pool, "v", at, bytes(contents[at : at + BLOCK]))
-            await pool.create_snapshot("v", f"s{i}")
+            await pool.management.create_snapshot("v", f"s{i}")
             if coin.random() < 0.2:
                 await pool.checkpoint()
     async with opened(members) as pool:
@@ -208,7 +208,7 @@ async def test_an_evicted_page_changes_nothing() -> None:
     coin = random.Random(2)
     stride = 4 * MIB  # one page each
     async with opened(members, settings) as pool:
-        await pool.create_volume("v", 600 * stride)
+        await pool.management.create_volume("v", 600 * stride)
         device = pool.open_export("v")
         written = {}
         for _ in range(1500):

@@ -21,14 +21,14 @@ def no_collector() -> Iterator[None]:
 @pytest.mark.usefixtures("no_collector")
 async def test_a_buffer_is_freed_when_durable_without_waiting_for_the_collector() -> None:
     async with opened(await new_members()) as pool:
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
         device = pool.open_export("v")
         memories = []
         for round_ in range(16):
             data = bytes([round_ + 1]) * 65536
             await device.write(0, data)
             assert await read(pool, "v", 0, 65536) == data
-            buffer = pool._log.intake.open
+            buffer = pool.log.intake.open
             assert buffer is not None
             memories.append(weakref.ref(buffer.view.obj))
             del buffer

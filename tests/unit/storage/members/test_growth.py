@@ -44,7 +44,7 @@ async def test_a_full_pool_takes_writes_again_once_a_member_is_added() -> None:
     coin = random.Random(1)
     more = a_member(MemoryDevice(32 * MIB))
     async with opened(members) as pool:
-        await pool.create_volume("v", 1 << 30)
+        await pool.management.create_volume("v", 1 << 30)
         device = pool.open_export("v")
         first = await write_until_full(device, coin)
         before = pool.space_info()
@@ -71,7 +71,7 @@ async def test_a_full_pool_takes_writes_again_once_a_member_is_added() -> None:
 async def test_a_new_member_gives_segments_their_copies_back() -> None:
     members = await new_members(count=2, copies=2)
     async with opened(members) as pool:
-        await pool.create_volume("v", 8 * MIB)
+        await pool.management.create_volume("v", 8 * MIB)
         lost = pool.info().members[1].uuid
     more = a_member(MemoryDevice(64 * MIB))
     async with open_pool(members[:1], without=[lost]) as pool:
@@ -80,7 +80,7 @@ async def test_a_new_member_gives_segments_their_copies_back() -> None:
         await pool.growth.add(more)
         await write(pool, "v", 4 * MIB, random.Random(2).randbytes(4 * MIB))
         await pool.flush()
-        open_segment = pool.table[pool._log.durable.segment]
+        open_segment = pool.table[pool.log.durable.segment]
         assert {copy.member for copy in open_segment.copies} <= {0, 2}
         assert pool.info().members[2].slots_free < 62
     async with opened([*members, more]) as pool:
@@ -127,8 +127,8 @@ async def test_a_device_that_fails_while_it_is_added_is_no_member() -> None:
             with pytest.raises(DeviceError, match="broken"):
                 await pool.growth.add(a_member(device))
             assert len(pool.info().members) == len(members)
-            if not pool.volumes():
-                await pool.create_volume("v", MIB)
+            if not pool.management.volumes():
+                await pool.management.create_volume("v", MIB)
             await write(pool, "v", 0, b"x" * MIB)
             await pool.checkpoint()
             good = a_member(MemoryDevice(64 * MIB))
@@ -147,7 +147,7 @@ async def test_a_larger_member_is_used_on_request() -> None:
     await create_pool(members, copies=1, segment_bytes=MIB)
     coin = random.Random(3)
     async with opened(members) as pool:
-        await pool.create_volume("v", 1 << 30)
+        await pool.management.create_volume("v", 1 << 30)
         volume = pool.open_export("v")
         first = await write_until_full(volume, coin)
         with pytest.raises(InvalidArgumentError, match="larger"):

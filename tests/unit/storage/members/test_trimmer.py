@@ -117,7 +117,7 @@ async def test_slots_in_use_are_never_trimmed(seed: int, monkeypatch: pytest.Mon
     members = await fresh(device)
     async with opened(members) as pool:
         family = Family(pool, seed)
-        await pool.create_volume("churn", MIB)
+        await pool.management.create_volume("churn", MIB)
     family.beside = {"churn"}
     for _ in range(3):
         async with opened(members) as pool:
@@ -149,11 +149,11 @@ async def test_a_sparse_file_shrinks_when_data_is_deleted(
     device = FileDevice.create(path, 128 * MIB)
     members = await fresh(device)
     async with opened(members, NEVER) as pool:
-        await pool.create_volume("v", 64 * MIB)
+        await pool.management.create_volume("v", 64 * MIB)
         await write(pool, "v", 0, random.Random(1).randbytes(40 * MIB))
         await settle(pool)
         assert path.stat().st_blocks * 512 > 40 * MIB
-        await pool.delete_volume("v")
+        await pool.management.delete_volume("v")
         await settle(pool)
         in_use_bytes = len(in_use(pool)) * MIB
         await allocated(path, pool, in_use_bytes + 4 * MIB + MIB)
@@ -173,10 +173,10 @@ async def test_what_was_not_trimmed_before_a_crash_is_found_at_the_next_start(
     device = FileDevice.create(path, 128 * MIB)
     members = await fresh(device)
     async with opened(members, NEVER) as pool:
-        await pool.create_volume("v", 64 * MIB)
+        await pool.management.create_volume("v", 64 * MIB)
         await write(pool, "v", 0, random.Random(1).randbytes(40 * MIB))
         await settle(pool)
-        await pool.delete_volume("v")
+        await pool.management.delete_volume("v")
         await settle(pool)
         used = path.stat().st_blocks * 512
     assert used > 30 * MIB
@@ -202,10 +202,10 @@ async def test_a_device_that_fails_to_trim_is_left_alone(
         async with opened(members, NEVER) as pool:
             await pool.checkpoint()
             free = pool.info().free_bytes
-            await pool.create_volume("v", 64 * MIB)
+            await pool.management.create_volume("v", 64 * MIB)
             await write(pool, "v", 0, random.Random(1).randbytes(8 * MIB))
             await settle(pool)
-            await pool.delete_volume("v")
+            await pool.management.delete_volume("v")
             await settle(pool)
             await trio.sleep(0.2)
             assert pool.info().free_bytes == free

@@ -33,7 +33,7 @@ PARTIAL = "v+receiving"
 
 def partial_of(pool: Pool) -> tuple[int, str]:
     """Position and token of what is being received into v."""
-    info = pool.volume(PARTIAL).receiving
+    info = pool.management.volume(PARTIAL).receiving
     assert info is not None
     return info.position_bytes, info.token
 
@@ -54,7 +54,7 @@ async def prepared(ours: Pool, theirs: Pool) -> bytes:
     for block in coin.sample(range(200), 10):
         await device.write_zeroes(block * BLOCK, 7 * BLOCK)
     await device.close()
-    await ours.create_snapshot("v", "two")
+    await ours.management.create_snapshot("v", "two")
     return await sent(ours, "v@two", since="v@one")
 
 
@@ -78,7 +78,7 @@ async def test_going_on_until_it_is_whole(seed: int) -> None:
                     await receive(theirs, stream, "v")
                     break
                 await receive(theirs, stream[:cut], "v", finish=False)
-                if theirs.volumes()[-1].name == PARTIAL:
+                if theirs.management.volumes()[-1].name == PARTIAL:
                     position, token = partial_of(theirs)
                     decoder = Decoder()
                     decoder.receive(stream[:cut])
@@ -86,10 +86,10 @@ async def test_going_on_until_it_is_whole(seed: int) -> None:
                         pass
                     assert position == decoder.position
                 assert await content(theirs, "v") == before
-                assert [s.name for s in theirs.snapshots()] == ["one"]
+                assert [s.name for s in theirs.management.snapshots()] == ["one"]
         assert attempts > 1
         async with opened(theirs_members) as theirs:
-            assert [v.name for v in theirs.volumes()] == ["v"]
+            assert [v.name for v in theirs.management.volumes()] == ["v"]
             assert await content(theirs, "v@two") == await content(ours, "v@two")
             assert await content(theirs, "v@one") == before
     await assert_clean(theirs_members)
@@ -109,16 +109,16 @@ async def test_a_stream_that_is_cut_or_damaged_is_never_taken() -> None:
                 del bad[at:]
             with pytest.raises((StreamError, InvalidArgumentError)):
                 await receive(theirs, bytes(bad), "v")
-            assert [s.name for s in theirs.snapshots()] == ["one"]
+            assert [s.name for s in theirs.management.snapshots()] == ["one"]
             assert await content(theirs, "v") == before
         with pytest.raises(StreamError, match="something follows"):
             await receive(theirs, stream + b"x", "v")
         with pytest.raises(StreamError, match="something follows"):
             await receive(theirs, stream + stream, "v", piece=len(stream))
-        assert len(theirs.snapshots()) == 1
+        assert len(theirs.management.snapshots()) == 1
         # What came before the damage is good, and not sent again.
         position, token = partial_of(theirs)
-        assert position == ours.volume("v").size_bytes or position > 8 * MIB
+        assert position == ours.management.volume("v").size_bytes or position > 8 * MIB
         rest = await sent(ours, "v@two", resume=token)
         assert len(rest) < len(stream) // 2
         await receive(theirs, rest, "v")
@@ -130,27 +130,27 @@ async def test_what_is_half_is_nothing_but_that() -> None:
     async with two_pools() as (ours, theirs):
         stream = await prepared(ours, theirs)
         await receive(theirs, stream[:500_000], "v", finish=False)
-        assert [v.name for v in theirs.volumes()] == ["v", PARTIAL]
-        info = theirs.volume(PARTIAL)
+        assert [v.name for v in theirs.management.volumes()] == ["v", PARTIAL]
+        info = theirs.management.volume(PARTIAL)
         assert info.origin == "v@one"
         assert info.receiving is not None
         assert info.receiving.snapshot == "v@two"
         for refused in (
-            theirs.resize_volume(PARTIAL, 64 * MIB),
-            theirs.create_snapshot(PARTIAL, "s"),
-            theirs.create_snapshots([PARTIAL, "v"], "s"),
-            theirs.clone(PARTIAL, None, "c"),
-            theirs.rename_volume(PARTIAL, "c"),
-            theirs.promote(PARTIAL),
-            theirs.note(PARTIAL, {"description": "mine"}),
-            theirs.send(f"{PARTIAL}@two"),
+            theirs.management.resize_volume(PARTIAL, 64 * MIB),
+            theirs.management.create_snapshot(PARTIAL, "s"),
+            theirs.management.create_snapshots([PARTIAL, "v"], "s"),
+            theirs.management.clone(PARTIAL, None, "c"),
+            theirs.management.rename_volume(PARTIAL, "c"),
+            theirs.management.promote(PARTIAL),
+            theirs.management.note(PARTIAL, {"description": "mine"}),
+            theirs.transfers.send(f"{PARTIAL}@two"),
         ):
             with pytest.raises(InvalidArgumentError, match="not whole"):
                 await refused
         with pytest.raises(InvalidArgumentError, match="not whole"):
             theirs.open_export(PARTIAL)
         with pytest.raises(InUseError, match="being received into"):
-            await theirs.rename_volume("v", "w")
+            await theirs.management.rename_volume("v", "w")
         with pytest.raises(InvalidArgumentError, match="not whole"):
             await receive(theirs, await sent(ours, "v@one"), PARTIAL)
         # What it takes is told, as of any volume.
@@ -160,7 +160,7 @@ async def test_what_is_half_is_nothing_but_that() -> None:
         assert theirs.volume_space(PARTIAL)[0] == by_name[PARTIAL]
         # Its base may be deleted: it stays below as long as it is needed. But then nothing else
         # holds what the volume does.
-        await theirs.delete_snapshot("v", "one")
+        await theirs.management.delete_snapshot("v", "one")
         await theirs.checkpoint()
         rest = await sent(ours, "v@two", resume=partial_of(theirs)[1])
         with pytest.raises(InUseError, match="was written to"):
@@ -175,7 +175,7 @@ async def test_another_stream_does_not_go_on_there() -> None:
         await receive(theirs, stream[:500_000], "v", finish=False)
         position, token = partial_of(theirs)
         await write(ours, "v", 0, b"x")
-        await ours.create_snapshot("v", "three")
+        await ours.management.create_snapshot("v", "three")
         other = await sent(ours, "v@three", since="v@one")
         with pytest.raises(ExistsError, match=rf"--resume {token}.*volume delete v\+receiving"):
             await receive(theirs, other, "v")
@@ -184,13 +184,13 @@ async def test_another_stream_does_not_go_on_there() -> None:
         ahead = str(replace(ResumeToken.parse(token), position=position + 8 * MIB))
         with pytest.raises(StreamError, match="only what is before"):
             await receive(theirs, await sent(ours, "v@two", resume=ahead), "v")
-        await theirs.delete_volume(PARTIAL)
+        await theirs.management.delete_volume(PARTIAL)
         with pytest.raises(StreamError, match="nothing of it is here"):
             await receive(theirs, await sent(ours, "v@two", resume=token), "v")
         await receive(theirs, other, "v")
         with pytest.raises(ExistsError, match="has this snapshot already"):
             await receive(theirs, other, "v", "four")
-        await theirs.create_volume("w+receiving", BLOCK)
+        await theirs.management.create_volume("w+receiving", BLOCK)
         with pytest.raises(ExistsError, match="in the way"):
             await receive(theirs, await sent(ours, "v@one"), "w")
 
@@ -201,15 +201,15 @@ async def test_tokens() -> None:
         await receive(theirs, stream[:500_000], "v", finish=False)
         token = partial_of(theirs)[1]
         assert str(ResumeToken.parse(token)) == token
-        send = partial(ours.send, resume=token)
+        send = partial(ours.transfers.send, resume=token)
         with pytest.raises(InvalidArgumentError, match="not of a stream of v@one"):
             await send("v@one")
-        await ours.create_snapshot("v", "three")
+        await ours.management.create_snapshot("v", "three")
         with pytest.raises(InvalidArgumentError, match="not since v@three"):
             await send("v@two", since="v@three")
         whole = str(ResumeToken(ResumeToken.parse(token).snapshot, None, 0))
         with pytest.raises(InvalidArgumentError, match="leave it out"):
-            await ours.send("v@two", since="v@one", resume=whole)
+            await ours.transfers.send("v@two", since="v@one", resume=whole)
         for bad in (
             "",
             "1.",
@@ -220,8 +220,8 @@ async def test_tokens() -> None:
             token[:9] + "A" * 50,
         ):
             with pytest.raises(InvalidArgumentError, match="--token"):
-                await ours.send("v@two", resume=bad)
-        await ours.delete_snapshot("v", "one")
+                await ours.transfers.send("v@two", resume=bad)
+        await ours.management.delete_snapshot("v", "one")
         with pytest.raises(NotFoundError, match="is gone"):
             await send("v@two")
 
@@ -229,22 +229,22 @@ async def test_tokens() -> None:
 async def test_one_at_a_time() -> None:
     async with two_pools() as (ours, theirs):
         stream = await prepared(ours, theirs)
-        first = theirs.receive("v")
+        first = theirs.transfers.receive("v")
         await first.feed(stream[:300_000])
         with pytest.raises(InUseError, match="right now"):
             await receive(theirs, stream, "v")
         with pytest.raises(InUseError):
-            await theirs.delete_volume(PARTIAL)
+            await theirs.management.delete_volume(PARTIAL)
         await first.feed(stream[300_000:])
         assert await first.finish() == "v@two"
         await first.close()
-        assert [v.name for v in theirs.volumes()] == ["v"]
+        assert [v.name for v in theirs.management.volumes()] == ["v"]
 
 
 async def test_a_client_that_looks_at_the_end_is_waited_for() -> None:
     async with two_pools() as (ours, theirs):
         stream = await prepared(ours, theirs)
-        receiving = theirs.receive("v")
+        receiving = theirs.transfers.receive("v")
         await receiving.feed(stream)
         handle = theirs.open_export("v")
         with pytest.raises(InUseError, match="stop its clients"):
@@ -265,15 +265,15 @@ async def test_a_client_that_looks_at_the_end_is_waited_for() -> None:
 async def test_a_full_pool_ends_it_and_it_goes_on_with_room() -> None:
     ours_members, theirs_members = await new_members(), await new_members(mib=24)
     async with opened(ours_members) as ours, opened(theirs_members) as theirs:
-        await ours.create_volume("v", 16 * MIB)
+        await ours.management.create_volume("v", 16 * MIB)
         await write(ours, "v", 0, random.Random(2).randbytes(9 * MIB))
-        await ours.create_snapshot("v", "one")
-        await theirs.create_volume("ballast", 16 * MIB)
+        await ours.management.create_snapshot("v", "one")
+        await theirs.management.create_volume("ballast", 16 * MIB)
         await write(theirs, "ballast", 0, random.Random(3).randbytes(7 * MIB))
         await theirs.flush()
         with pytest.raises(NoSpaceError):
             await receive(theirs, await sent(ours, "v@one"), "v")
-        await theirs.delete_volume("ballast")
+        await theirs.management.delete_volume("ballast")
         for _ in range(3):
             await theirs.checkpoint()
         position, token = partial_of(theirs)
@@ -295,8 +295,8 @@ async def test_a_sender_that_fails_says_why() -> None:
         stream = await sent(ours, "v@one")
         with pytest.raises(StreamError, match=r"the sender gave up: .*no copy has the right"):
             await receive(theirs, stream, "v")
-        assert [v.name for v in theirs.volumes()] == [PARTIAL]
-        assert theirs.snapshots() == []
+        assert [v.name for v in theirs.management.volumes()] == [PARTIAL]
+        assert theirs.management.snapshots() == []
 
 
 async def test_progress_is_noted_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,7 +305,7 @@ async def test_progress_is_noted_on_the_way(monkeypatch: pytest.MonkeyPatch) -> 
     async with two_pools() as (ours, theirs):
         await new_volume(ours)
         stream = await sent(ours, "v@one")
-        receiving = theirs.receive("v")
+        receiving = theirs.transfers.receive("v")
         await receiving.feed(stream[: len(stream) * 9 // 10])
         assert partial_of(theirs)[0] == 768 << 10
         await receiving.close()
@@ -320,8 +320,8 @@ async def test_snapshots_of_earlier_versions_get_an_identity() -> None:
     members = await new_members()
     async with opened(members) as pool:
         await new_volume(pool)
-        await pool.create_snapshot("v", "two")
-        stored = decode(pool._durable.pack())
+        await pool.management.create_snapshot("v", "two")
+        stored = decode(pool.durable.pack())
         for volume in stored["volumes"]:
             del volume[7:]
             for snapshot in volume[5]:
@@ -346,11 +346,11 @@ async def test_identities_last() -> None:
     members = await new_members()
     async with opened(members) as pool:
         await new_volume(pool)
-        await pool.create_snapshots(["v"], "two")
-        before = [s.uuid for s in pool.snapshots()]
-        await pool.rename_snapshot("v", "one", "eins")
-        await pool.rename_volume("v", "w")
-        assert [s.uuid for s in pool.snapshots()] == before
+        await pool.management.create_snapshots(["v"], "two")
+        before = [s.uuid for s in pool.management.snapshots()]
+        await pool.management.rename_snapshot("v", "one", "eins")
+        await pool.management.rename_volume("v", "w")
+        assert [s.uuid for s in pool.management.snapshots()] == before
     async with opened(members) as pool:
-        assert [s.uuid for s in pool.snapshots()] == before
+        assert [s.uuid for s in pool.management.snapshots()] == before
         assert len(set(before)) == 2

@@ -35,9 +35,9 @@ async def content(pool: Pool, name: str) -> bytes:
 
 async def new_volume(pool: Pool, name: str = "v", mib: int = 4) -> None:
     """With a snapshot `one`."""
-    await pool.create_volume(name, mib * MIB)
+    await pool.management.create_volume(name, mib * MIB)
     await write(pool, name, 0, random.Random(name).randbytes(MIB))
-    await pool.create_snapshot(name, "one")
+    await pool.management.create_snapshot(name, "one")
 
 
 # What arrives
@@ -48,23 +48,23 @@ async def test_a_chain_of_snapshots_arrives() -> None:
         await new_volume(ours, mib=8)
         await write(ours, "v", 5 * MIB, b"text " * 50_000)
         await receive(theirs, await sent(ours, "v@one"), "w")
-        assert [v.name for v in theirs.volumes()] == ["w"]
+        assert [v.name for v in theirs.management.volumes()] == ["w"]
         assert await content(theirs, "w") == await content(ours, "v@one")
         await write(ours, "v", 100, b"changed")
         device = ours.open_export("v")
         await device.trim(MIB // 2, MIB)
         await device.close()
-        await ours.create_snapshot("v", "two")
+        await ours.management.create_snapshot("v", "two")
         stream = await sent(ours, "v@two", since="v@one")
         assert await receive(theirs, stream, "w", "zwei", piece=7) == "w@zwei"
         for mine, other in (("v@one", "w@one"), ("v@two", "w@zwei"), ("v@two", "w")):
             assert await content(theirs, other) == await content(ours, mine)
-        by_name = {one.name: one for one in theirs.snapshots("w")}
-        assert by_name["zwei"].uuid == ours.snapshots("v")[1].uuid
-        assert by_name["one"].created == ours.snapshots("v")[0].created
+        by_name = {one.name: one for one in theirs.management.snapshots("w")}
+        assert by_name["zwei"].uuid == ours.management.snapshots("v")[1].uuid
+        assert by_name["one"].created == ours.management.snapshots("v")[0].created
         # And back again, into the pool that it came from.
         await write(theirs, "w", MIB, b"theirs")
-        await theirs.create_snapshot("w", "three")
+        await theirs.management.create_snapshot("w", "three")
         await receive(ours, await sent(theirs, "w@three", since="w@zwei"), "v")
         assert await content(ours, "v@three") == await content(theirs, "w")
 
@@ -91,7 +91,7 @@ async def test_any_two_snapshots_of_random_families(seed: int) -> None:
             for mine, other in ((one, "@one"), (two, "@two"), (two, "")):
                 assert await content(theirs, f"t{turn}{other}") == await content(ours, mine)
             if turn % 3:
-                await theirs.delete_volume(f"t{turn}", snapshots=True)
+                await theirs.management.delete_volume(f"t{turn}", snapshots=True)
 
 
 async def test_since_a_snapshot_that_was_rolled_back() -> None:
@@ -100,10 +100,10 @@ async def test_since_a_snapshot_that_was_rolled_back() -> None:
         await new_volume(ours)
         await write(ours, "v", 0, b"dropped" * BLOCK)
         await write(ours, "v", 2 * MIB, b"dropped too")
-        await ours.create_snapshot("v", "two")
-        await ours.rollback("v", "one")
+        await ours.management.create_snapshot("v", "two")
+        await ours.management.rollback("v", "one")
         await write(ours, "v", 3 * MIB, b"instead")
-        await ours.create_snapshot("v", "three")
+        await ours.management.create_snapshot("v", "three")
         await receive(theirs, await sent(ours, "v@two"), "v")
         await receive(theirs, await sent(ours, "v@three", since="v@two"), "v")
         assert await content(theirs, "v") == await content(ours, "v")
@@ -113,14 +113,14 @@ async def test_a_clone_arrives_as_a_clone() -> None:
     """The base is found by what it is, whatever it and its volume are called there."""
     async with two_pools() as (ours, theirs):
         await new_volume(ours)
-        await ours.clone("v", "one", "c")
+        await ours.management.clone("v", "one", "c")
         await write(ours, "c", 0, b"cloned")
-        await ours.create_snapshot("c", "mine")
+        await ours.management.create_snapshot("c", "mine")
         await receive(theirs, await sent(ours, "v@one"), "golden", "image")
         stream = await sent(ours, "c@mine", since="v@one")
         assert len(stream) < 5 * BLOCK
         await receive(theirs, stream, "c")
-        assert theirs.volume("c").origin == "golden@image"
+        assert theirs.management.volume("c").origin == "golden@image"
         assert await content(theirs, "c") == await content(ours, "c")
         await theirs.checkpoint()
         assert theirs.info().live_bytes < 1.2 * MIB
@@ -131,17 +131,17 @@ async def test_sizes_follow_and_what_was_behind_stays_hidden() -> None:
     async with two_pools() as (ours, theirs):
         await new_volume(ours)
         await write(ours, "v", 4 * MIB - BLOCK, b"secret" * 600)
-        await ours.create_snapshot("v", "two")
+        await ours.management.create_snapshot("v", "two")
         await receive(theirs, await sent(ours, "v@two"), "v")
-        await ours.resize_volume("v", MIB, shrink=True)
-        await ours.create_snapshot("v", "small")
+        await ours.management.resize_volume("v", MIB, shrink=True)
+        await ours.management.create_snapshot("v", "small")
         await receive(theirs, await sent(ours, "v@small", since="v@two"), "v")
-        assert theirs.volume("v").size_bytes == MIB
-        await theirs.resize_volume("v", 4 * MIB)
+        assert theirs.management.volume("v").size_bytes == MIB
+        await theirs.management.resize_volume("v", 4 * MIB)
         assert await content(theirs, "v") == await content(ours, "v@small") + bytes(3 * MIB)
-        await theirs.rollback("v", "small")
-        await ours.resize_volume("v", 4 * MIB)
-        await ours.create_snapshot("v", "large")
+        await theirs.management.rollback("v", "small")
+        await ours.management.resize_volume("v", 4 * MIB)
+        await ours.management.create_snapshot("v", "large")
         await receive(theirs, await sent(ours, "v@large", since="v@small"), "v")
         assert await content(theirs, "v") == await content(ours, "v")
 
@@ -152,26 +152,26 @@ async def test_sizes_follow_and_what_was_behind_stays_hidden() -> None:
 async def test_the_size_follows_what_changed() -> None:
     """Goal: a stream is as long as the changed blocks, and no read is wasted on others."""
     async with two_pools(256) as (ours, _):
-        await ours.create_volume("v", 1 << 50)
+        await ours.management.create_volume("v", 1 << 50)
         coin = random.Random(3)
         for page in range(200):
             await write(ours, "v", page * 4 * MIB, coin.randbytes(16 * BLOCK))
-        await ours.create_snapshot("v", "one")
+        await ours.management.create_snapshot("v", "one")
         assert abs(len(await sent(ours, "v@one")) - 200 * (16 * BLOCK + 32)) < 1000
         for page in coin.sample(range(200), 50):
             await write(ours, "v", page * 4 * MIB + 3 * BLOCK, coin.randbytes(BLOCK))
-        await ours.create_snapshot("v", "two")
+        await ours.management.create_snapshot("v", "two")
         assert abs(len(await sent(ours, "v@two", since="v@one")) - 50 * (BLOCK + 32)) < 1000
         await write(ours, "v", 0, b"text " * 200_000)
-        await ours.create_snapshot("v", "three")
+        await ours.management.create_snapshot("v", "three")
         assert len(await sent(ours, "v@three", since="v@two")) < 20_000
         device = ours.open_export("v")
         await device.trim(0, 1 << 50)
         await device.close()
-        await ours.create_snapshot("v", "none")
+        await ours.management.create_snapshot("v", "none")
         stream = await sent(ours, "v@none", since="v@three")
         assert len(stream) < 200 * 3 * 32 + 1000
-        await ours.create_snapshot("v", "same")
+        await ours.management.create_snapshot("v", "same")
         assert len(await sent(ours, "v@same", since="v@none")) < 300
         assert len(await sent(ours, "v@same")) < 300
 
@@ -179,10 +179,10 @@ async def test_the_size_follows_what_changed() -> None:
 async def test_a_stream_comes_in_pieces() -> None:
     """Memory is bounded by windows, and the reader sets the pace."""
     async with two_pools() as (ours, _):
-        await ours.create_volume("v", 32 * MIB)
+        await ours.management.create_volume("v", 32 * MIB)
         await write(ours, "v", 0, random.Random(1).randbytes(20 * MIB))
-        await ours.create_snapshot("v", "one")
-        sending = await ours.send("v@one")
+        await ours.management.create_snapshot("v", "one")
+        sending = await ours.transfers.send("v@one")
         async with aclosing(sending.chunks()) as chunks:
             sizes = [len(chunk) async for chunk in chunks]
         await sending.close()
@@ -196,22 +196,22 @@ async def test_a_stream_is_of_one_moment() -> None:
         await new_volume(ours, mib=32)
         for step in range(8):
             await write(ours, "v", step * 3 * MIB, random.Random(step).randbytes(2 * MIB))
-            await ours.create_snapshot("v", f"s{step}")
+            await ours.management.create_snapshot("v", f"s{step}")
         expected = await content(ours, "v@s7")
-        sending = await ours.send("v@s7", since="v@one")
+        sending = await ours.transfers.send("v@s7", since="v@one")
         parts = []
         async with aclosing(sending.chunks()) as chunks:
             async for chunk in chunks:
                 parts.append(chunk)
                 step = len(parts)
                 await write(ours, "v", step * MIB, random.Random(-step).randbytes(MIB))
-                await ours.create_snapshot("v", f"later{step}")
+                await ours.management.create_snapshot("v", f"later{step}")
                 if step < 7:
-                    await ours.delete_snapshot("v", f"s{step - 1}")
+                    await ours.management.delete_snapshot("v", f"s{step - 1}")
                 await ours.checkpoint()
         for name in ("s7", "one"):
             with pytest.raises(InUseError):
-                await ours.delete_snapshot("v", name)
+                await ours.management.delete_snapshot("v", name)
         await sending.close()
         await receive(theirs, await sent(ours, "v@one"), "v")
         await receive(theirs, b"".join(parts), "v")
@@ -224,15 +224,15 @@ async def test_a_stream_is_of_one_moment() -> None:
 async def test_a_difference_needs_its_base() -> None:
     async with two_pools() as (ours, theirs):
         await new_volume(ours)
-        await ours.create_snapshot("v", "two")
+        await ours.management.create_snapshot("v", "two")
         stream = await sent(ours, "v@two", since="v@one")
-        uuid = ours.snapshots("v")[0].uuid
+        uuid = ours.management.snapshots("v")[0].uuid
         with pytest.raises(BaseMissingError, match=rf"v@one \({uuid}\), which this pool does not"):
             await receive(theirs, stream, "v")
         await new_volume(theirs)  # the same name and the same bytes, but not that snapshot
         with pytest.raises(BaseMissingError, match="which volume v does not have"):
             await receive(theirs, stream, "v")
-        assert [v.name for v in theirs.volumes()] == ["v"]
+        assert [v.name for v in theirs.management.volumes()] == ["v"]
 
 
 async def test_what_is_in_the_way_is_said() -> None:
@@ -243,7 +243,7 @@ async def test_what_is_in_the_way_is_said() -> None:
         with pytest.raises(ExistsError, match="has this snapshot already, as v@one"):
             await receive(theirs, whole, "v")
         await write(ours, "v", 0, b"x")
-        await ours.create_snapshot("v", "two")
+        await ours.management.create_snapshot("v", "two")
         with pytest.raises(ExistsError, match="volume v exists"):
             await receive(theirs, await sent(ours, "v@two"), "v")
         stream = await sent(ours, "v@two", since="v@one")
@@ -256,7 +256,7 @@ async def test_what_is_in_the_way_is_said() -> None:
         with pytest.raises(InUseError, match="stop its clients"):
             await receive(theirs, stream, "v")
         await handle.close()
-        assert [(s.volume, s.name) for s in theirs.snapshots()] == [("v", "one")]
+        assert [(s.volume, s.name) for s in theirs.management.snapshots()] == [("v", "one")]
         await receive(theirs, stream, "v")
 
 
@@ -265,24 +265,24 @@ async def test_what_was_written_there_is_not_dropped_unasked() -> None:
         await new_volume(ours)
         await receive(theirs, await sent(ours, "v@one"), "v")
         await write(ours, "v", 0, b"ours")
-        await ours.create_snapshot("v", "two")
+        await ours.management.create_snapshot("v", "two")
         stream = await sent(ours, "v@two", since="v@one")
         await write(theirs, "v", 0, b"theirs")
         with pytest.raises(InUseError, match="rollback"):
             await receive(theirs, stream, "v")
         # Under a name that goes away again it is not kept either.
-        await theirs.create_snapshot("v", "kept")
-        await theirs.delete_snapshot("v", "kept")
+        await theirs.management.create_snapshot("v", "kept")
+        await theirs.management.delete_snapshot("v", "kept")
         with pytest.raises(InUseError, match="--discard"):
             await receive(theirs, stream, "v")
         assert await read(theirs, "v", 0, 6) == b"theirs"
-        await theirs.create_snapshot("v", "kept")
+        await theirs.management.create_snapshot("v", "kept")
         await receive(theirs, stream, "v")
         assert await read(theirs, "v", 0, 4) == b"ours"
         assert await read(theirs, "v@kept", 0, 6) == b"theirs"
         await write(theirs, "v", 0, b"again")
         await write(ours, "v", BLOCK, b"more")
-        await ours.create_snapshot("v", "three")
+        await ours.management.create_snapshot("v", "three")
         stream = await sent(ours, "v@three", since="v@two")
         await receive(theirs, stream, "v", discard=True)
         assert await content(theirs, "v") == await content(ours, "v")
@@ -297,4 +297,4 @@ async def test_what_cannot_be_sent() -> None:
             ("v@one", "v@one", "does not differ from itself"),
         ):
             with pytest.raises(InvalidArgumentError, match=words):
-                await ours.send(name, since=since)
+                await ours.transfers.send(name, since=since)

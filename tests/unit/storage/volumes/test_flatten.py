@@ -22,19 +22,19 @@ FAST = PoolSettings(flush_interval_s=0.01, checkpoint_interval_s=0.05)
 async def flattened(pool: Pool, name: str) -> None:
     """Wait until a volume stands alone."""
     with trio.fail_after(60):
-        while pool.volume(name).flattening is not None:
+        while pool.management.volume(name).flattening is not None:
             await trio.sleep(0.005)
 
 
 async def settle(pool: Pool) -> None:
     await pool.flush()
     await pool.checkpoint()
-    while pool._checkpointer.has_more_to_free:
+    while pool.checkpointer.has_more_to_free:
         await pool.checkpoint()
 
 
 def parents(pool: Pool) -> dict[str, str | None]:
-    return {node.name: node.parent for node in pool.tree()}
+    return {node.name: node.parent for node in pool.management.tree()}
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ async def filled(pool: Pool, name: str, seed: int, *, dense: bool = True) -> byt
     """A volume with blocks here and there, or in most places."""
     coin = random.Random(seed)
     image = bytearray(SIZE)
-    await pool.create_volume(name, SIZE)
+    await pool.management.create_volume(name, SIZE)
     for block in range(SIZE // BLOCK):
         if coin.random() < (0.6 if dense else 0.004):
             data = coin.randbytes(BLOCK) if coin.random() < 0.5 else coin.randbytes(8) * 512
@@ -79,27 +79,27 @@ async def test_a_clone_stands_alone(members: list[MemberDevice], dense: bool) ->
     """Goal: the origin can go without a trace, and nothing of the clone with it."""
     async with opened(members) as pool:
         image = await filled(pool, "v", 1, dense=dense)
-        await pool.create_snapshot("v", "s")
-        await pool.clone("v", "s", "c")
+        await pool.management.create_snapshot("v", "s")
+        await pool.management.clone("v", "s", "c")
         await scribble(pool, "c", image, random.Random(2))
-        await pool.flatten("c")
+        await pool.management.flatten("c")
         await flattened(pool, "c")
         assert parents(pool) == {"v": None, "v@s": "v", "c": None}
-        assert pool.volume("c").origin is None
+        assert pool.management.volume("c").origin is None
         assert await read(pool, "c", 0, SIZE) == image
         await settle(pool)
-        await pool.delete_volume("v", snapshots=True)
+        await pool.management.delete_volume("v", snapshots=True)
         await settle(pool)
         assert await read(pool, "c", 0, SIZE) == image
-        assert len(pool._live.layers) == 1
+        assert len(pool.live.layers) == 1
         with pytest.raises(InvalidArgumentError, match="nothing to flatten"):
-            await pool.flatten("c")
+            await pool.management.flatten("c")
     await assert_clean(members)
     async with opened(members) as pool:
         assert await read(pool, "c", 0, SIZE) == image
         stored = pool.info().live_bytes
         # As much as the same volume takes that never had an origin.
-        await pool.create_volume("other", SIZE)
+        await pool.management.create_volume("other", SIZE)
         await write(pool, "other", 0, bytes(image))
         await settle(pool)
         twice = pool.info().live_bytes
@@ -122,28 +122,28 @@ async def test_with_snapshots_of_its_own(
     times = 20 if dense else 4
     async with opened(members, FAST) as pool:
         image = await filled(pool, "v", seed, dense=dense)
-        await pool.create_snapshot("v", "s")
-        await pool.clone("v", "s", "c")
+        await pool.management.create_snapshot("v", "s")
+        await pool.management.clone("v", "s", "c")
         images = {}
         for name in ("one", "two"):
             await scribble(pool, "c", image, coin, times)
-            await pool.create_snapshot("c", name)
+            await pool.management.create_snapshot("c", name)
             images[f"c@{name}"] = bytes(image)
             await pool.checkpoint()
-        await pool.flatten("c")
+        await pool.management.flatten("c")
         for i in range(4):
             await scribble(pool, "c", image, coin, times)
-            await pool.create_snapshot("c", f"more{i}")
+            await pool.management.create_snapshot("c", f"more{i}")
             images[f"c@more{i}"] = bytes(image)
             await trio.sleep(0.01)
-        await pool.clone("c", "one", "below")
+        await pool.management.clone("c", "one", "below")
         images["below"] = images["c@one"]
         await flattened(pool, "c")
         images["c"] = bytes(image)
         assert parents(pool)["c"] is None
         for restart in (False, True):
             if restart:
-                await pool.delete_volume("v", snapshots=True)
+                await pool.management.delete_volume("v", snapshots=True)
                 await settle(pool)
             for name, wanted in images.items():
                 assert await read(pool, name, 0, SIZE) == wanted, (name, restart)
@@ -152,7 +152,7 @@ async def test_with_snapshots_of_its_own(
         for name, wanted in images.items():
             assert await read(pool, name, 0, SIZE) == wanted, name
         for name in ("one", "more1", "two"):
-            await pool.delete_snapshot("c", name)
+            await pool.management.delete_snapshot("c", name)
         await settle(pool)
         for name in ("c", "c@more3", "below"):
             assert await read(pool, name, 0, SIZE) == images[name], name
@@ -168,8 +168,8 @@ async def test_writes_of_clients_win(
     """
     async with opened(members, FAST) as pool:
         image = await filled(pool, "v", 7)
-        await pool.clone("v", None, "c")
-        reader = pool._flattener._reader
+        await pool.management.clone("v", None, "c")
+        reader = pool.flattener._reader
         slow_reader = type("Slow", (), {})()
 
         async def slowly(layer, block, count):  # type: ignore[no-untyped-def]
@@ -178,7 +178,7 @@ async def test_writes_of_clients_win(
             return data
 
         slow_reader.read = slowly
-        pool._flattener._reader = slow_reader
+        pool.flattener._reader = slow_reader
         done = trio.Event()
         written = 0
 
@@ -200,7 +200,7 @@ async def test_writes_of_clients_win(
         async with trio.open_nursery() as nursery:
             for seed in range(8):
                 nursery.start_soon(keep_writing, seed)
-            await pool.flatten("c")
+            await pool.management.flatten("c")
             await flattened(pool, "c")
             done.set()
         assert written > 100
@@ -211,13 +211,13 @@ async def test_writes_of_clients_win(
 async def test_it_goes_on_after_a_restart(members: list[MemberDevice]) -> None:
     async with opened(members) as pool:
         image = await filled(pool, "v", 3)
-        await pool.create_snapshot("v", "s")
-        await pool.clone("v", "s", "c")
-        await pool.flatten("c")
+        await pool.management.create_snapshot("v", "s")
+        await pool.management.clone("v", "s", "c")
+        await pool.management.flatten("c")
         await trio.sleep(0.02)
-        assert pool.volume("c").flattening is not None
+        assert pool.management.volume("c").flattening is not None
     async with opened(members) as pool:
-        assert pool.volume("c").flattening is not None
+        assert pool.management.volume("c").flattening is not None
         await flattened(pool, "c")
         assert parents(pool)["c"] is None
         assert await read(pool, "c", 0, SIZE) == image
@@ -227,16 +227,16 @@ async def test_it_goes_on_after_a_restart(members: list[MemberDevice]) -> None:
 async def test_it_can_be_called_off(members: list[MemberDevice]) -> None:
     async with opened(members) as pool:
         image = await filled(pool, "v", 4)
-        await pool.create_snapshot("v", "s")
-        await pool.clone("v", "s", "c")
+        await pool.management.create_snapshot("v", "s")
+        await pool.management.clone("v", "s", "c")
         with pytest.raises(InvalidArgumentError, match="not being flattened"):
-            await pool.flatten("c", on=False)
-        await pool.flatten("c")
+            await pool.management.flatten("c", on=False)
+        await pool.management.flatten("c")
         await trio.sleep(0.01)
-        await pool.flatten("c", on=False)
-        assert pool.volume("c").flattening is None
+        await pool.management.flatten("c", on=False)
+        assert pool.management.volume("c").flattening is None
         await trio.sleep(0.05)
-        assert pool.volume("c").origin == "v@s"
+        assert pool.management.volume("c").origin == "v@s"
         assert await read(pool, "c", 0, SIZE) == image
     await assert_clean(members)
 
@@ -250,44 +250,46 @@ async def test_the_family_changes_meanwhile(members: list[MemberDevice], seed: i
     coin = random.Random(seed)
     async with opened(members, FAST) as pool:
         image = await filled(pool, "v", seed)
-        await pool.create_snapshot("v", "s")
-        await pool.clone("v", "s", "c")
+        await pool.management.create_snapshot("v", "s")
+        await pool.management.clone("v", "s", "c")
         await scribble(pool, "c", image, coin)
-        await pool.create_snapshot("c", "mine")
+        await pool.management.create_snapshot("c", "mine")
         kept = bytes(image)
         name = "c"
-        await pool.flatten(name)
+        await pool.management.flatten(name)
         for i in range(12):
             action = coin.choice(
                 ["rename", "promote", "rollback", "snapshot", "drop", "write", "origin"]
             )
             if action == "rename":
-                await pool.rename_volume(name, f"c{i}")
+                await pool.management.rename_volume(name, f"c{i}")
                 name = f"c{i}"
             elif action == "promote":
                 with suppress(InvalidArgumentError, NotFoundError):
-                    await pool.promote(coin.choice([name, "v"]))
-            elif action == "rollback" and any(s.name == "mine" for s in pool.snapshots(name)):
-                await pool.rollback(name, "mine")
+                    await pool.management.promote(coin.choice([name, "v"]))
+            elif action == "rollback" and any(
+                s.name == "mine" for s in pool.management.snapshots(name)
+            ):
+                await pool.management.rollback(name, "mine")
                 image = bytearray(kept)
-            elif action == "origin" and any(v.name == "v" for v in pool.volumes()):
-                await pool.delete_volume("v", snapshots=True)
+            elif action == "origin" and any(v.name == "v" for v in pool.management.volumes()):
+                await pool.management.delete_volume("v", snapshots=True)
             elif action == "snapshot":
-                await pool.create_snapshot(name, f"t{i}")
+                await pool.management.create_snapshot(name, f"t{i}")
             elif action == "drop":
-                names = [s.name for s in pool.snapshots(name) if s.name.startswith("t")]
+                names = [s.name for s in pool.management.snapshots(name) if s.name.startswith("t")]
                 if names:
-                    await pool.delete_snapshot(name, coin.choice(names))
+                    await pool.management.delete_snapshot(name, coin.choice(names))
             else:
                 await scribble(pool, name, image, coin)
             await trio.sleep(coin.choice([0, 0.01, 0.03]))
         await flattened(pool, name)
         assert await read(pool, name, 0, SIZE) == image
-        await pool.delete_volume(name, snapshots=True)
-        for volume in pool.volumes():
-            await pool.delete_volume(volume.name, snapshots=True)
+        await pool.management.delete_volume(name, snapshots=True)
+        for volume in pool.management.volumes():
+            await pool.management.delete_volume(volume.name, snapshots=True)
         await settle(pool)
-        assert pool._live.layers == {}
+        assert pool.live.layers == {}
     await assert_clean(members)
 
 
@@ -299,20 +301,20 @@ async def test_a_full_pool_keeps_room_for_clients(
     async with opened(members, FAST) as pool:
         coin = random.Random(1)
         for name in ("v", "w"):
-            await pool.create_volume(name, 22 * MIB)
+            await pool.management.create_volume(name, 22 * MIB)
             for i in range(20):
                 await write(pool, name, i * MIB, coin.randbytes(MIB))
-        await pool.create_snapshot("v", "s")
-        await pool.clone("v", "s", "c")
-        await pool.flatten("c")
+        await pool.management.create_snapshot("v", "s")
+        await pool.management.clone("v", "s", "c")
+        await pool.management.flatten("c")
         with trio.fail_after(60):
-            while (state := pool.volume("c").flattening) and state.error is None:
+            while (state := pool.management.volume("c").flattening) and state.error is None:
                 await trio.sleep(0.01)
         assert state is not None
         assert "copies wait for room" in str(state.error)
         # The cleaner may hold all that is free for a moment; a client waits then, and gets it.
         await write(pool, "w", 20 * MIB, coin.randbytes(MIB))
-        await pool.delete_volume("w")
+        await pool.management.delete_volume("w")
         await flattened(pool, "c")
         assert parents(pool)["c"] is None
     assert "flattening c is interrupted" in caplog.text

@@ -16,18 +16,18 @@ BLOCK = 4096
 async def test_a_clone_of_a_volume_as_it_is_now() -> None:
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
         await write(pool, "v", 0, b"a" * BLOCK)  # in memory only
         device = pool.open_export("v")
-        made = await pool.clone("v", None, "c")
+        made = await pool.management.clone("v", None, "c")
         assert (made.origin, made.size_bytes) == ("v", MIB)
         await device.write(0, b"b" * BLOCK)
         await device.close()
         assert await read(pool, "c", 0, BLOCK) == b"a" * BLOCK
         await write(pool, "c", BLOCK, b"c" * BLOCK)
         assert await read(pool, "v", 0, 2 * BLOCK) == b"b" * BLOCK + bytes(BLOCK)
-        await pool.delete_volume("v")
-        assert pool.volume("c").origin is None
+        await pool.management.delete_volume("v")
+        assert pool.management.volume("c").origin is None
     async with opened(members) as pool:
         assert await read(pool, "c", 0, 2 * BLOCK) == b"a" * BLOCK + b"c" * BLOCK
     await assert_clean(members)
@@ -37,96 +37,99 @@ async def test_a_group_is_one_point_in_time() -> None:
     members = await new_members()
     async with opened(members) as pool:
         for name in "ab":
-            await pool.create_volume(name, MIB)
+            await pool.management.create_volume(name, MIB)
             await write(pool, name, 0, name.encode() * BLOCK)
         commit = pool.durable_commit
-        made = await pool.create_snapshots(["b", "a"], "g")
+        made = await pool.management.create_snapshots(["b", "a"], "g")
         assert [(one.volume, one.name) for one in made] == [("b", "g"), ("a", "g")]
         assert pool.durable_commit == commit + 1, "one commit for all"
         await write(pool, "a", 0, b"x" * BLOCK)
         assert await read(pool, "a@g", 0, BLOCK) == b"a" * BLOCK
         with pytest.raises(ExistsError):
-            await pool.create_snapshots(["a", "b"], "g")
+            await pool.management.create_snapshots(["a", "b"], "g")
         with pytest.raises(NotFoundError):
-            await pool.create_snapshots(["a", "none"], "h")
+            await pool.management.create_snapshots(["a", "none"], "h")
         for bad in ([], ["a", "a"]):
             with pytest.raises(InvalidArgumentError, match="each once"):
-                await pool.create_snapshots(bad, "h")
-        assert len(pool.snapshots()) == 2
+                await pool.management.create_snapshots(bad, "h")
+        assert len(pool.management.snapshots()) == 2
     await assert_clean(members)
 
 
 async def test_names_change_and_origins_follow() -> None:
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
         for snapshot in ("one", "two", "three"):
-            await pool.create_snapshot("v", snapshot)
-        await pool.clone("v", "two", "c")
-        await pool.clone("c", None, "d")
-        await pool.rename_snapshot("v", "two", "zwei")
-        assert [s.name for s in pool.snapshots("v")] == ["one", "zwei", "three"]
-        assert pool.volume("c").origin == "v@zwei"
-        await pool.rename_volume("v", "w")
-        await pool.rename_volume("c", "e")
-        assert pool.volume("e").origin == "w@zwei"
-        assert pool.volume("d").origin == "e"
+            await pool.management.create_snapshot("v", snapshot)
+        await pool.management.clone("v", "two", "c")
+        await pool.management.clone("c", None, "d")
+        await pool.management.rename_snapshot("v", "two", "zwei")
+        assert [s.name for s in pool.management.snapshots("v")] == ["one", "zwei", "three"]
+        assert pool.management.volume("c").origin == "v@zwei"
+        await pool.management.rename_volume("v", "w")
+        await pool.management.rename_volume("c", "e")
+        assert pool.management.volume("e").origin == "w@zwei"
+        assert pool.management.volume("d").origin == "e"
         for refused, error in (
-            (pool.rename_volume("w", "e"), ExistsError),
-            (pool.rename_volume("w", "a/b"), InvalidArgumentError),
-            (pool.rename_volume("v", "x"), NotFoundError),
-            (pool.rename_snapshot("w", "one", "three"), ExistsError),
-            (pool.rename_snapshot("w", "two", "x"), NotFoundError),
+            (pool.management.rename_volume("w", "e"), ExistsError),
+            (pool.management.rename_volume("w", "a/b"), InvalidArgumentError),
+            (pool.management.rename_volume("v", "x"), NotFoundError),
+            (pool.management.rename_snapshot("w", "one", "three"), ExistsError),
+            (pool.management.rename_snapshot("w", "two", "x"), NotFoundError),
         ):
             with pytest.raises(error):
                 await refused
     async with opened(members) as pool:
-        assert [v.name for v in pool.volumes()] == ["d", "e", "w"]
+        assert [v.name for v in pool.management.volumes()] == ["d", "e", "w"]
     await assert_clean(members)
 
 
 async def test_promoting_a_clone_turns_the_family_around() -> None:
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
         for snapshot in ("one", "two", "three"):
             await write(pool, "v", 0, snapshot.encode().ljust(BLOCK))
-            await pool.create_snapshot("v", snapshot)
-        await pool.clone("v", "two", "c")
-        await pool.clone("v", "one", "other")
-        await pool.create_snapshot("c", "mine")
-        promoted = await pool.promote("c")
+            await pool.management.create_snapshot("v", snapshot)
+        await pool.management.clone("v", "two", "c")
+        await pool.management.clone("v", "one", "other")
+        await pool.management.create_snapshot("c", "mine")
+        promoted = await pool.management.promote("c")
         assert promoted.origin is None
-        assert [s.name for s in pool.snapshots("c")] == ["one", "two", "mine"]
-        assert [s.name for s in pool.snapshots("v")] == ["three"]
-        assert pool.volume("v").origin == "c@two"
-        assert pool.volume("other").origin == "c@one"
+        assert [s.name for s in pool.management.snapshots("c")] == ["one", "two", "mine"]
+        assert [s.name for s in pool.management.snapshots("v")] == ["three"]
+        assert pool.management.volume("v").origin == "c@two"
+        assert pool.management.volume("other").origin == "c@one"
         assert await read(pool, "c@one", 0, 3) == b"one"
-        await pool.delete_volume("v", snapshots=True)
+        await pool.management.delete_volume("v", snapshots=True)
         assert await read(pool, "c@two", 0, 3) == b"two"
         with pytest.raises(InvalidArgumentError, match="stands on no snapshot"):
-            await pool.promote("c")
+            await pool.management.promote("c")
     await assert_clean(members)
 
 
 async def test_what_is_protected_stays() -> None:
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
-        await pool.create_snapshot("v", "s")
-        await pool.note("v@s", {"protected": True, "labels": {"tier": "gold", "x": "1"}})
-        await pool.note("v", {"description": "the \u00fc one", "labels": {"a": "b"}})
-        await pool.note("v@s", {"labels": {"x": ""}})
-        for refused in (pool.delete_snapshot("v", "s"), pool.delete_volume("v", snapshots=True)):
+        await pool.management.create_volume("v", MIB)
+        await pool.management.create_snapshot("v", "s")
+        await pool.management.note("v@s", {"protected": True, "labels": {"tier": "gold", "x": "1"}})
+        await pool.management.note("v", {"description": "the \u00fc one", "labels": {"a": "b"}})
+        await pool.management.note("v@s", {"labels": {"x": ""}})
+        for refused in (
+            pool.management.delete_snapshot("v", "s"),
+            pool.management.delete_volume("v", snapshots=True),
+        ):
             with pytest.raises(InUseError, match="v@s is protected"):
                 await refused
         await pool.checkpoint()
     async with opened(members) as pool:
-        [snapshot] = pool.snapshots("v")
+        [snapshot] = pool.management.snapshots("v")
         assert (snapshot.protected, snapshot.labels) == (True, {"tier": "gold"})
-        assert pool.volume("v").description == "the \u00fc one"
-        await pool.note("v@s", {"protected": False})
-        await pool.delete_snapshot("v", "s")
+        assert pool.management.volume("v").description == "the \u00fc one"
+        await pool.management.note("v@s", {"protected": False})
+        await pool.management.delete_snapshot("v", "s")
     await assert_clean(members)
 
 
@@ -155,9 +158,9 @@ async def test_what_is_protected_stays() -> None:
 )
 async def test_odd_notes_are_refused(notes: dict[str, object]) -> None:
     async with opened(await new_members()) as pool:
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
         with pytest.raises(InvalidArgumentError):
-            await pool.note("v", notes)
+            await pool.management.note("v", notes)
 
 
 async def test_shrinking_forgets_what_lies_behind() -> None:
@@ -165,14 +168,16 @@ async def test_shrinking_forgets_what_lies_behind() -> None:
     members = await new_members()
     data = random.Random(1).randbytes(MIB)
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
         await write(pool, "v", 0, data)
-        await pool.create_snapshot("v", "s")
+        await pool.management.create_snapshot("v", "s")
         with pytest.raises(InvalidArgumentError, match="would be lost"):
-            await pool.resize_volume("v", 5 * BLOCK)
-        assert (await pool.resize_volume("v", 5 * BLOCK, shrink=True)).size_bytes == 5 * BLOCK
+            await pool.management.resize_volume("v", 5 * BLOCK)
+        assert (
+            await pool.management.resize_volume("v", 5 * BLOCK, shrink=True)
+        ).size_bytes == 5 * BLOCK
     async with opened(members) as pool:
-        await pool.resize_volume("v", 2 * MIB)
+        await pool.management.resize_volume("v", 2 * MIB)
         assert await read(pool, "v", 0, 2 * MIB) == data[: 5 * BLOCK] + bytes(2 * MIB - 5 * BLOCK)
         assert await read(pool, "v@s", 0, MIB) == data
     await assert_clean(members)
@@ -191,19 +196,21 @@ async def test_limits_count_at_once_and_stay(autojump_clock: trio.testing.MockCl
         return trio.current_time() - started
 
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
-        await pool.create_snapshot("v", "s")
+        await pool.management.create_volume("v", MIB)
+        await pool.management.create_snapshot("v", "s")
         with pytest.raises(InvalidArgumentError, match="limits count for volumes"):
-            await pool.note("v@s", {"limits": {"requests_per_s": 10}})
+            await pool.management.note("v@s", {"limits": {"requests_per_s": 10}})
         assert await seconds_for(pool, "v", 100) < 1
         device = pool.open_export("v")
-        await pool.note("v", {"limits": {"requests_per_s": 10, "burst_s": 0.5}})
+        await pool.management.note("v", {"limits": {"requests_per_s": 10, "burst_s": 0.5}})
         assert 9 <= await seconds_for(pool, "v", 100) <= 10.1, "also while it is open elsewhere"
         await device.close()
     async with opened(members) as pool:
-        assert pool.volume("v").limits == {"requests_per_s": 10, "burst_s": 0.5}
+        assert pool.management.volume("v").limits == {"requests_per_s": 10, "burst_s": 0.5}
         assert 9 <= await seconds_for(pool, "v", 100) <= 10.1
-        await pool.note("v", {"limits": {"requests_per_s": 0, "bytes_per_s": 10 * BLOCK}})
+        await pool.management.note(
+            "v", {"limits": {"requests_per_s": 0, "bytes_per_s": 10 * BLOCK}}
+        )
         assert 9 <= await seconds_for(pool, "v", 100) <= 10.1
         device = pool.open_export("v")
         started = trio.current_time()
@@ -212,6 +219,6 @@ async def test_limits_count_at_once_and_stay(autojump_clock: trio.testing.MockCl
                 await device.read(0, BLOCK)
         assert trio.current_time() - started > 1
         await device.close()
-        await pool.note("v", {"limits": {"bytes_per_s": 0}})
+        await pool.management.note("v", {"limits": {"bytes_per_s": 0}})
         assert await seconds_for(pool, "v", 100) < 1
     await assert_clean(members)

@@ -29,7 +29,7 @@ async def opened(members: list[MemberDevice]) -> AsyncIterator[Pool]:
 
 
 async def set_space(pool: Pool, name: str, **space: int) -> None:
-    await pool.note(name, {"space": space})
+    await pool.management.note(name, {"space": space})
 
 
 async def fill(device: Volume, coin: random.Random, size_bytes: int, step: int = 65536) -> int:
@@ -56,8 +56,8 @@ async def test_a_cap_stops_one_volume_and_no_other(autojump_clock: MockClock) ->
     members = await new_members(mib=128)
     coin = random.Random(1)
     async with opened(members) as pool:
-        await pool.create_volume("v", 64 * MIB)
-        await pool.create_volume("w", 64 * MIB)
+        await pool.management.create_volume("v", 64 * MIB)
+        await pool.management.create_volume("w", 64 * MIB)
         await set_space(pool, "v", cap_bytes=8 * MIB)
         v, w = pool.open_export("v"), pool.open_export("w")
         assert await fill(v, coin, 64 * MIB) == 8 * MIB
@@ -74,7 +74,7 @@ async def test_a_cap_stops_one_volume_and_no_other(autojump_clock: MockClock) ->
             await v.write(40 * MIB, coin.randbytes(BLOCK))
         await set_space(pool, "v", cap_bytes=0)
         await v.write(40 * MIB, coin.randbytes(4 * MIB))
-        assert pool.volume("v").space == {}
+        assert pool.management.volume("v").space == {}
         await v.close()
         await w.close()
     await assert_clean(members)
@@ -84,21 +84,21 @@ async def test_snapshots_count_and_what_is_shared_does_not(autojump_clock: MockC
     members = await new_members(mib=128)
     coin = random.Random(2)
     async with opened(members) as pool:
-        await pool.create_volume("v", 64 * MIB)
+        await pool.management.create_volume("v", 64 * MIB)
         await set_space(pool, "v", cap_bytes=4 * MIB)
         await write(pool, "v", 0, coin.randbytes(2 * MIB))
-        await pool.create_snapshot("v", "s")
+        await pool.management.create_snapshot("v", "s")
         device = pool.open_export("v")
         assert await fill(device, coin, 64 * MIB) == 2 * MIB
         await device.trim(0, 64 * MIB)
         assert await fill(device, coin, 64 * MIB) == 2 * MIB  # the snapshot holds the others
-        await pool.clone("v", "s", "c")
+        await pool.management.clone("v", "s", "c")
         assert await fill(device, coin, 64 * MIB) == 4 * MIB  # c reaches them too now
-        await pool.delete_volume("c")
+        await pool.management.delete_volume("c")
         await device.trim(0, MIB)
         with pytest.raises(NoSpaceError):
             await device.write(0, coin.randbytes(BLOCK))
-        await pool.delete_snapshot("v", "s")
+        await pool.management.delete_snapshot("v", "s")
         await device.write(0, coin.randbytes(BLOCK))
         await device.close()
     await assert_clean(members)
@@ -109,7 +109,7 @@ async def test_a_capped_volume_may_be_overwritten_for_ever(autojump_clock: MockC
     members = await new_members(mib=128)
     coin = random.Random(3)
     async with opened(members) as pool:
-        await pool.create_volume("v", 4 * MIB)
+        await pool.management.create_volume("v", 4 * MIB)
         await set_space(pool, "v", cap_bytes=5 * MIB)
         device = pool.open_export("v")
         for _ in range(6):
@@ -124,7 +124,7 @@ async def test_a_capped_volume_may_be_overwritten_for_ever(autojump_clock: MockC
 async def test_small_and_partial_writes_count_too(autojump_clock: MockClock) -> None:
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
         await set_space(pool, "v", cap_bytes=4 * BLOCK)
         device = pool.open_export("v")
         for i in range(4):
@@ -145,11 +145,11 @@ async def test_many_writers_at_the_cap_share_the_checkpoints(autojump_clock: Moc
     members = await new_members(mib=128)
     coin = random.Random(4)
     async with opened(members) as pool:
-        await pool.create_volume("v", 64 * MIB)
+        await pool.management.create_volume("v", 64 * MIB)
         await set_space(pool, "v", cap_bytes=MIB)
         device = pool.open_export("v")
         await device.write(0, coin.randbytes(MIB))
-        number, started = pool._checkpointer.number, trio.current_time()
+        number, started = pool.checkpointer.number, trio.current_time()
         refused = 0
 
         async def hammer(i: int) -> None:
@@ -165,7 +165,7 @@ async def test_many_writers_at_the_cap_share_the_checkpoints(autojump_clock: Moc
             for i in range(32):
                 nursery.start_soon(hammer, i)
         took = trio.current_time() - started
-        assert pool._checkpointer.number - number <= took + 2
+        assert pool.checkpointer.number - number <= took + 2
         assert refused > 500
         assert took < 30
         await device.close()
@@ -178,8 +178,8 @@ async def test_what_is_reserved_can_be_written_when_others_are_refused(
     members = await new_members(mib=96)
     coin = random.Random(5)
     async with opened(members) as pool:
-        await pool.create_volume("mine", 64 * MIB)
-        await pool.create_volume("other", 1 << 30)
+        await pool.management.create_volume("mine", 64 * MIB)
+        await pool.management.create_volume("other", 1 << 30)
         await set_space(pool, "mine", reserve_bytes=24 * MIB)
         mine, other = pool.open_export("mine"), pool.open_export("other")
         await mine.write(0, coin.randbytes(4 * MIB))
@@ -207,15 +207,18 @@ async def test_what_is_promised_shrinks_as_it_is_used_and_outlives_a_restart(
     members = await new_members(mib=128)
     coin = random.Random(6)
     async with opened(members) as pool:
-        await pool.create_volume("v", 64 * MIB)
+        await pool.management.create_volume("v", 64 * MIB)
         await set_space(pool, "v", reserve_bytes=32 * MIB, cap_bytes=48 * MIB)
         assert pool.space_info().promised_bytes == 32 * MIB
         await write(pool, "v", 0, coin.randbytes(8 * MIB))
         assert pool.space_info().promised_bytes == 24 * MIB
     async with opened(members) as pool:
-        assert pool.volume("v").space == {"reserve_bytes": 32 * MIB, "cap_bytes": 48 * MIB}
+        assert pool.management.volume("v").space == {
+            "reserve_bytes": 32 * MIB,
+            "cap_bytes": 48 * MIB,
+        }
         assert pool.space_info().promised_bytes == 24 * MIB
-        await pool.rename_volume("v", "w")
+        await pool.management.rename_volume("v", "w")
         device = pool.open_export("w")
         assert await fill(device, coin, 64 * MIB) == 48 * MIB
         assert pool.space_info().promised_bytes == 0
@@ -224,7 +227,7 @@ async def test_what_is_promised_shrinks_as_it_is_used_and_outlives_a_restart(
         await pool.checkpoint()
         assert pool.space_info().promised_bytes == 32 * MIB
         await device.close()
-        await pool.delete_volume("w")
+        await pool.management.delete_volume("w")
         assert pool.space_info().promised_bytes == 0
 
 
@@ -232,7 +235,7 @@ async def test_what_cannot_be_promised_is_refused(autojump_clock: MockClock) -> 
     members = await new_members(mib=128)
     async with opened(members) as pool:
         for name in ("v", "w"):
-            await pool.create_volume(name, 1 << 30)
+            await pool.management.create_volume(name, 1 << 30)
         with pytest.raises(NoSpaceError, match="cannot promise"):
             await set_space(pool, "v", reserve_bytes=128 * MIB)
         await set_space(pool, "v", reserve_bytes=60 * MIB)
@@ -241,12 +244,12 @@ async def test_what_cannot_be_promised_is_refused(autojump_clock: MockClock) -> 
         await set_space(pool, "w", reserve_bytes=30 * MIB)
         with pytest.raises(InvalidArgumentError, match="above the cap"):
             await set_space(pool, "w", cap_bytes=20 * MIB)
-        await pool.create_snapshot("v", "s")
+        await pool.management.create_snapshot("v", "s")
         with pytest.raises(InvalidArgumentError, match="snapshot"):
             await set_space(pool, "v@s", cap_bytes=MIB)
         for wrong in ({"cap_bytes": -1}, {"cap_bytes": 1.5}, {"cap": 1}, {"cap_bytes": True}):
             with pytest.raises(InvalidArgumentError, match="bad reservation"):
-                await pool.note("v", {"space": wrong})
+                await pool.management.note("v", {"space": wrong})
 
 
 class Capped:
@@ -270,18 +273,18 @@ class Capped:
             first, count = coin.randrange(1500), coin.choice([1, 5, 40, 200])
             await (self.write if action == "w" else self.trim)(name, first, count)
         elif action == "s":
-            await pool.create_snapshot(name, f"s{number}")
+            await pool.management.create_snapshot(name, f"s{number}")
             self.snapshots[name, f"s{number}"] = dict(self.images[name])
         elif action in "rdc" and self.snapshots:
             key = coin.choice(sorted(self.snapshots))
             if action == "r":
-                await pool.rollback(*key)
+                await pool.management.rollback(*key)
                 self.images[key[0]] = dict(self.snapshots[key])
             elif action == "d":
-                await pool.delete_snapshot(*key)
+                await pool.management.delete_snapshot(*key)
                 del self.snapshots[key]
-            elif f"c{key[1]}" not in {one.name for one in pool.volumes()}:
-                await pool.clone(*key, f"c{key[1]}")
+            elif f"c{key[1]}" not in {one.name for one in pool.management.volumes()}:
+                await pool.management.clone(*key, f"c{key[1]}")
                 self.cloned.add(key[0])
         else:
             await pool.checkpoint()
@@ -336,7 +339,7 @@ async def test_caps_hold_through_everything(seed: int, autojump_clock: MockClock
     async with opened(members) as pool:
         capped = Capped(pool, seed)
         for name, cap in capped.CAPS.items():
-            await pool.create_volume(name, 8 * MIB)
+            await pool.management.create_volume(name, 8 * MIB)
             await set_space(pool, name, cap_bytes=cap)
         for number in range(120):
             await capped.step(number)

@@ -20,13 +20,13 @@ async def test_none_gets_into_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with monkeypatch.context() as patch:
         async with opened(members) as pool:
-            await pool.create_volume("v", 1 << 20)
+            await pool.management.create_volume("v", 1 << 20)
             patch.setattr(operations, "apply", misfit)
             with pytest.raises(DamagedError):
-                await pool.create_volume("w", 1 << 20)
+                await pool.management.create_volume("w", 1 << 20)
             assert isinstance(pool.failure, DamagedError)
     async with opened(members) as pool:
-        assert [volume.name for volume in pool.volumes()] == ["v"]
+        assert [volume.name for volume in pool.management.volumes()] == ["v"]
 
 
 async def test_who_waits_for_one_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,4 +44,4 @@ async def test_who_waits_for_one_hears_of_it(monkeypatch: pytest.MonkeyPatch) ->
         async with opened(await new_members()) as pool:
             patch.setattr(operations, "apply", misfit)
             with trio.fail_after(10), pytest.raises(DamagedError):
-                await pool.create_volume("v", 1 << 20)
+                await pool.management.create_volume("v", 1 << 20)

@@ -50,14 +50,14 @@ async def test_what_is_unique_shared_and_written_since_a_snapshot() -> None:
     members = await new_members()
     coin = random.Random(1)
     async with opened(members) as pool:
-        await pool.create_volume("v", 64 * MIB)
+        await pool.management.create_volume("v", 64 * MIB)
         await write(pool, "v", 0, coin.randbytes(MIB))
-        await pool.create_snapshot("v", "one")
+        await pool.management.create_snapshot("v", "one")
         await write(pool, "v", 0, coin.randbytes(256 * KIB))
-        await pool.create_snapshot("v", "two")
+        await pool.management.create_snapshot("v", "two")
         await write(pool, "v", 0, coin.randbytes(64 * KIB))
         await write(pool, "v", 0, coin.randbytes(4 * KIB))
-        await pool.clone("v", "one", "c")
+        await pool.management.clone("v", "one", "c")
         await write(pool, "c", 2 * MIB, coin.randbytes(128 * KIB))
         assert [line.stored_bytes for line in pool.volume_space()] == [0, 0, 0, 0]
         await settle(pool)
@@ -80,10 +80,10 @@ async def test_what_is_unique_shared_and_written_since_a_snapshot() -> None:
         assert space.commit == found["v"].commit == pool.durable_commit
         assert space.data_bytes == 1472 * KIB
         assert_adds_up(pool)
-        await pool.rollback("v", "one")
+        await pool.management.rollback("v", "one")
         await settle(pool)
         assert lines(pool)["v@two"].unique_bytes == 256 * KIB
-        await pool.delete_volume("c")
+        await pool.management.delete_volume("c")
         await settle(pool)
         assert lines(pool)["v"].unique_bytes == 1280 * KIB
         assert_adds_up(pool)
@@ -95,7 +95,7 @@ async def test_what_is_unique_shared_and_written_since_a_snapshot() -> None:
 async def test_compressed_data_counts_twice() -> None:
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", 64 * MIB)
+        await pool.management.create_volume("v", 64 * MIB)
         await write(pool, "v", 0, b"abcd" * (MIB // 4))
         await write(pool, "v", MIB, bytes(MIB))
         await settle(pool)
@@ -138,7 +138,7 @@ async def test_a_check_finds_counts_that_are_wrong(monkeypatch: pytest.MonkeyPat
     """Goal: every one of the sums is verified."""
     members = await new_members()
     async with opened(members) as pool:
-        await pool.create_volume("v", MIB)
+        await pool.management.create_volume("v", MIB)
         await write(pool, "v", 0, random.Random(2).randbytes(64 * KIB))
         pack = Usage.pack
         with monkeypatch.context() as patch:

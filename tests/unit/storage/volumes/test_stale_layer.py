@@ -40,7 +40,7 @@ async def cold_volume() -> AsyncIterator[tuple[Pool, Volume, GatedDevice]]:
     members = as_members([disk])
     await create_pool(members, copies=1, segment_bytes=MIB)
     async with opened(members) as pool:
-        await pool.create_volume("v", 64 * MIB)
+        await pool.management.create_volume("v", 64 * MIB)
         device = pool.open_export("v")
         await device.write(0, DATA)
         await device.close()
@@ -74,8 +74,8 @@ async def test_a_merge_takes_nothing_from_requests_that_wait(
                 await trio.lowlevel.checkpoint()
             disk.held = False
             before = set(pool.blockmap.layers)
-            await pool.create_snapshot("v", "s")
-            await pool.delete_snapshot("v", "s")
+            await pool.management.create_snapshot("v", "s")
+            await pool.management.delete_snapshot("v", "s")
             await pool.checkpoint()
             await pool.checkpoint()
             assert not before & set(pool.blockmap.layers), "nothing was merged"

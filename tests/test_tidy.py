@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
@@ -247,6 +248,50 @@ def test_the_picture_of_the_rooms_is_right() -> None:
     page = (ROOT / "ARCHITECTURE.md").read_text()
     picture = page.split("```\nrooms\n")[1].split("```")[0].splitlines()
     assert {line.split()[0]: line.split(maxsplit=1)[1] for line in picture} == ROOMS
+
+
+# Private attributes
+
+
+def reached_into(source: str) -> list[str]:
+    """Return private attributes of other objects that a module uses: those that no class in it,
+    around the use, has as its own. An object of the same class may be reached into."""
+    found: list[str] = []
+
+    def visit(node: ast.AST, own: frozenset[str]) -> None:
+        if isinstance(node, ast.ClassDef):
+            own |= {one.attr for one in ast.walk(node) if is_own(one)} | {
+                one.name for one in node.body if isinstance(one, ast.FunctionDef)
+            }
+        elif isinstance(node, ast.Attribute) and not is_own(node):
+            private = node.attr.startswith("_") and not node.attr.startswith("__")
+            if private and node.attr not in own:
+                found.append(ast.unparse(node))
+        for child in ast.iter_child_nodes(node):
+            visit(child, own)
+
+    def is_own(node: ast.AST) -> TypeGuard[ast.Attribute]:
+        return (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id in ("self", "cls")
+        )
+
+    visit(ast.parse(source), frozenset())
+    return found
+
+
+@every_package_module
+def test_nothing_reaches_into_other_objects(path: Path) -> None:
+    assert reached_into(path.read_text()) == []
+
+
+def test_reaching_into_other_objects_is_noticed() -> None:
+    method = "class A:\n    def f(self, other):\n        self._x = 1\n        return other."
+    assert reached_into(method + "_x") == []  # of the same class
+    assert reached_into(method + "_f") == ["other._f"]
+    assert reached_into(method + "__class__") == []
+    assert reached_into("pool._log.run()") == ["pool._log"]
 
 
 # Sizes

@@ -202,7 +202,23 @@ class SimulatedDisk(FaultPlan, BlockDevice):
 
     def boot_into(self, world: "PowerSupply[SimulatedDisk]", coin: random.Random) -> None:
         """Add the rebooted disk to `world`; `coin` decides which unflushed writes it holds."""
-        after = SimulatedDisk(
+        after = self._alike(world)
+        garbled_bytes = self.physical_bytes if self.garbles else 0
+        unflushed = [*self._cache, *self._in_flight.values()]
+        after._persist(survivors(coin, unflushed, garbled_bytes=garbled_bytes))
+        after._visible = after._durable.copy()
+
+    def copy_into(self, world: "PowerSupply[SimulatedDisk]") -> None:
+        """Add a disk to `world` with the same durable content, cache and writes in flight."""
+        copy = self._alike(world)
+        copy._cache = [*self._cache]
+        copy._in_flight = dict(self._in_flight)
+
+    # Internals
+
+    def _alike(self, world: "PowerSupply[SimulatedDisk]") -> "SimulatedDisk":
+        """Add a disk to `world` that holds what is durable on this one."""
+        return SimulatedDisk(
             world,
             self.size_bytes,
             physical_bytes=self.physical_bytes,
@@ -210,12 +226,6 @@ class SimulatedDisk(FaultPlan, BlockDevice):
             try_reads=self.try_reads,
             content=self._durable.copy(),
         )
-        garbled_bytes = self.physical_bytes if self.garbles else 0
-        unflushed = [*self._cache, *self._in_flight.values()]
-        after._persist(survivors(coin, unflushed, garbled_bytes=garbled_bytes))
-        after._visible = after._durable.copy()
-
-    # Internals
 
     def _read(self, offset: int, length: int) -> bytes:
         cut = self.world.count(read=True)

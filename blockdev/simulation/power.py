@@ -13,6 +13,7 @@ everything; one seed and the same calls give the same disks.
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -53,6 +54,10 @@ class Powered(Protocol):
         """Add the rebooted device to `world`; `coin` decides which writes survived."""
         ...
 
+    def copy_into(self, world: Any) -> None:
+        """Make a copy of this device in `world`, with all that a power cut now would settle."""
+        ...
+
 
 Disk = TypeVar("Disk", bound=Powered)
 
@@ -87,6 +92,8 @@ class PowerSupply(Generic[Disk]):
         self.operations = 0
         """Operations counted so far, the cut one included."""
         self.was_cut = False
+        self.at_operation: Callable[[], None] | None = None
+        """Called at each counted operation that is not cut, before the operation takes effect."""
         self.disks: list[Disk] = []
         """Every disk of this world, in the order of creation."""
         self.coin = random.Random(seed)
@@ -121,6 +128,22 @@ class PowerSupply(Generic[Disk]):
             disk.boot_into(after, coin)
         return after
 
+    def copy_as_cut(self) -> Self:
+        """Return a world whose power is cut at this operation, while this world goes on: rebooting
+        it gives what rebooting this world gives if the power goes now.
+        """
+        copy = type(self)(
+            self.seed,
+            count_reads=self.count_reads,
+            checkpoints=self.checkpoints,
+            traced=self.trace is not None,
+        )
+        copy.operations = self.operations
+        for disk in self.disks:
+            disk.copy_into(copy)
+        copy.cut_power()
+        return copy
+
     def count(self, *, read: bool = False) -> bool:
         """Count one operation; True if it is the operation to cut.
 
@@ -134,6 +157,8 @@ class PowerSupply(Generic[Disk]):
         self.operations += 1
         if self.operations == self.cut_at:
             self.was_cut = True
+        elif self.at_operation is not None:
+            self.at_operation()
         return self.was_cut
 
 

@@ -9,15 +9,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
-import trio
-import trio.testing
-
 from blockdev.errors import DeviceError
 from blockdev.simulation.disk import SimulatedDisk
 from blockdev.simulation.world import SimulatedWorld
 from storage.pool import MemberDevice, Pool, PoolSettings, create_pool, open_pool
 from tests.crash.model import BLOCK, ZERO_BLOCK, History, Image, State, VolumeModel
-from tests.sim.deterministic import Body, environment, run_to_its_end
+from tests.sim.deterministic import Body, environment, run
 
 MIB = 1 << 20
 SEGMENT_BYTES = MIB
@@ -59,8 +56,7 @@ def members(world: SimulatedWorld, shape: Shape) -> list[MemberDevice]:
 
 def live(world: SimulatedWorld, body: Body) -> bool:
     """Run one life; True when the power was cut. Whatever else goes wrong is raised bare."""
-    trio._core._run._r.seed(world.seed)  # the scheduler's coin, see trio's documentation
-    was_cut = run_to_its_end(body)
+    was_cut = run(world.seed, body)
     assert was_cut == world.was_cut, "the engine swallowed a power cut"
     return was_cut
 

@@ -5,7 +5,6 @@ of the catalogue. The pool has one log, so after a cut all volumes together show
 result of the first n steps, for one n that covers whatever was acknowledged as durable.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -113,10 +112,14 @@ class History:
 
     def copy(self) -> "History":
         """An independent copy, to crash the same life several ways."""
+        return self.back_when(len(self.steps), self.floor)
+
+    def back_when(self, steps: int, floor: int) -> "History":
+        """An independent copy of what this was when it had so many steps and that floor."""
         made = History()
-        made.steps = list(self.steps)
-        made.floor = self.floor
-        made.tip = copy.deepcopy(self.tip)
+        made.steps = self.steps[:steps]
+        made.floor = floor
+        *_, (_, made.tip) = made._states()
         return made
 
 

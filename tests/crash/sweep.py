@@ -1,7 +1,7 @@
 """One workload, its power cut at one operation, and all that must hold afterwards."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
 from blockdev.simulation.world import SimulatedWorld
@@ -9,6 +9,7 @@ from storage.pool import Pool
 from storage.verify.check import check_pool
 from tests.crash.harness import Shape, live, members, new_world, recover
 from tests.crash.model import History
+from tests.crash.moments import Moment, moments
 from tests.crash.workload import Workload, sessions
 
 ACTIONS = (14, 10)
@@ -39,25 +40,37 @@ class Sweep:
         self.crashes = 0
 
     def run(self, step: int = 1, start: int = 1) -> None:
-        """Cut at operation `start`, then at every `step`-th, until the workload completes."""
+        """Live once; check a cut at operation `start`, at every `step`-th after it, and none."""
+        world, history = self._made.reboot(), History()
+        life = self._life(world, history)
+        for moment in moments(world, life, history, start=start, step=step):
+            self._check(moment)
+
+    def run_cutting(self, step: int = 1, start: int = 1) -> None:
+        """As `run`, but live anew for each cut, which is raised inside the engine."""
         cut_at = start
         while self.cut(cut_at):
             cut_at += step
 
     def cut(self, cut_at: int) -> bool:
         """Cut at one operation and check; False when the workload completed before it."""
-        world = self._made.reboot(cut_at)
-        history = History()
+        world, history = self._made.reboot(cut_at), History()
+        was_cut = live(world, self._life(world, history))
+        self._check(Moment(cut_at, world, history, was_cut))
+        return was_cut
+
+    def _life(self, world: SimulatedWorld, history: History) -> Callable[[], Awaitable[None]]:
         workload = self._workload(history, self.seed, self._weights)
-        life = sessions(world, self.shape, workload, self._actions)
-        was_cut = live(world, life)
-        coin = random.Random(f"{self.seed} {cut_at}")
+        return sessions(world, self.shape, workload, self._actions)
+
+    def _check(self, moment: Moment) -> None:
+        cut_at = moment.operation
         try:
-            self._recover_every_way(world, history, coin)
+            coin = random.Random(f"{self.seed} {cut_at}")
+            self._recover_every_way(moment.world, moment.history, coin)
         except AssertionError as error:
             error.add_note(f"shape={self.shape} seed={self.seed} {cut_at=}")
             raise
-        return was_cut
 
     def _recover_every_way(
         self, world: SimulatedWorld, history: History, coin: random.Random

@@ -1,0 +1,14 @@
+"""What the crash tests share in pytest."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.sim.deterministic import superblocks_decoded_once
+
+
+@pytest.fixture(autouse=True, scope="package")
+def quicker_openings() -> Iterator[None]:
+    """Each test opens a pool hundreds of times."""
+    with superblocks_decoded_once():
+        yield

@@ -1,9 +1,8 @@
 """A whole pool against plain dictionaries: random operations in random order, power cuts included.
 
-Rules only note what is to be done, against a model of names that is always certain, since every
-change of the catalogue is durable when it returns. When a run ends, all is carried out on simulated
-disks in one go, and held against the bytes: `History` knows what a power cut may leave. To add an
-operation, write a rule that calls `self.do` with an async function of the open pool.
+Rules only note what to do, against a model of names that is always certain, as every change of the
+catalogue is durable when it returns. At the end all is done at once, and `History` knows what bytes
+a power cut may leave. A new operation is a rule that calls `self.do` with an async function.
 """
 
 import random

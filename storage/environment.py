@@ -1,6 +1,6 @@
-"""What the pool takes from outside: threads, wall clock and randomness.
+"""The environment of a pool: worker threads, wall clock and randomness, all given from outside.
 
-Simulation passes its own: work in line, a mock clock, seeded bytes. The monotonic clock is
+A simulation gives its own: work in line, a mock clock, seeded bytes. The monotonic clock is
 trio's, which a test replaces with a mock clock.
 """
 
@@ -22,7 +22,7 @@ class Offload(Protocol):
     """Runs a function that is pure computation on its arguments, maybe in a thread."""
 
     def __call__(self, work: Callable[[], Any]) -> Awaitable[Any]:
-        """Return what `work` returns; cancellation waits for it to end."""
+        """Return the result of `work`; cancellation waits for `work` to end."""
 
 
 async def _in_thread(work: Callable[[], Any]) -> Any:
@@ -30,13 +30,13 @@ async def _in_thread(work: Callable[[], Any]) -> Any:
 
 
 async def in_line(work: Callable[[], Any]) -> Any:
-    """Offload for simulation: no thread, so one seed gives one run."""
+    """Run `work` without a thread: an `Offload` for simulations, so one seed gives one run."""
     return work()
 
 
 @dataclass(frozen=True)
 class Environment:
-    """The outside world of one pool."""
+    """Everything that one pool takes from outside; the defaults are the real things."""
 
     offload: Offload = _in_thread
     wall_clock: Callable[[], datetime] = field(default=partial(datetime.now, UTC))

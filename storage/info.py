@@ -1,4 +1,4 @@
-"""What the pool tells about itself: plain values, ready for JSON."""
+"""Reports of the pool as plain values, ready for JSON: pool, members, volumes, snapshots, space."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -6,11 +6,11 @@ from uuid import UUID
 
 
 class MemberState(StrEnum):
-    """What the pool believes of a member."""
+    """The state of a member as the pool records it."""
 
     IN_SYNC = "in sync"
     STALE = "stale"
-    """Missed commits; holds only what was durable before it failed."""
+    """It missed commits: it holds only what was durable before it failed."""
     MISSING = "missing"
     """Stale and not attached."""
 
@@ -42,7 +42,7 @@ class PoolInfo:
     health: str
     """`ok`, `degraded` (a member is stale), or `failed` (writes are refused)."""
     size_bytes: int
-    """What volumes could hold if nothing compressed, reserve left out."""
+    """How much incompressible data fits the pool, without the reserve."""
     free_bytes: int
     live_bytes: int
     """Upper bound between checkpoints, exact at each."""
@@ -53,7 +53,7 @@ class PoolInfo:
     snapshots: int
     members: list[MemberInfo]
     promised_bytes: int = 0
-    """Free, but kept for volumes with reservations."""
+    """Part of the free bytes that is kept for volumes with reservations."""
 
     @property
     def used_percent(self) -> int:
@@ -64,23 +64,23 @@ class PoolInfo:
 
 @dataclass(frozen=True, slots=True)
 class ReceivingInfo:
-    """The snapshot that a volume is going to be, and how far it has got."""
+    """The snapshot that is being received into a volume, and how much of it has arrived."""
 
     snapshot: str
     """`VOL@SNAP`."""
     position_bytes: int
-    """Everything before this offset is there."""
+    """Everything before this offset has arrived."""
     token: str
     """For `cenote send --resume`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Flattening:
-    """A volume gets copies of what it inherits; `error` is why it does not go on just now."""
+    """How far the flattening of a volume is; `error` is why it does not go on just now."""
 
     pages_done: int
     pages: int
-    """Of the map, of 4 MiB each, that the volumes above it have something in."""
+    """Pages of the map, of 4 MiB each, that the layers of the volumes it inherits from changed."""
     error: str | None = None
 
 
@@ -101,8 +101,8 @@ class VolumeInfo:
     limits: dict[str, float] = field(default_factory=dict)
     """`requests_per_s`, `bytes_per_s` and `burst_s`, as far as they are set."""
     receiving: ReceivingInfo | None = None
-    """Set while it is no volume yet, but a snapshot that is being received, or was until
-    something interrupted it."""
+    """Set while it is not a volume yet but a snapshot that is being received, or whose receive was
+    interrupted."""
     space: dict[str, int] = field(default_factory=dict)
     """`reserve_bytes` and `cap_bytes`, as far as they are set."""
     flattening: Flattening | None = None
@@ -121,9 +121,9 @@ class SnapshotInfo:
     labels: dict[str, str] = field(default_factory=dict)
     protected: bool = False
     uuid: str = ""
-    """The same wherever the snapshot was sent to."""
+    """The identity of the snapshot, the same in each pool that it was sent to."""
     schedule: str = ""
-    """What made it, if it is automatic."""
+    """The name of the schedule that made it, or empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class MemberSpace:
     host: str
     size_bytes: int
     overhead_bytes: int
-    """Superblocks, and an end too short for a segment."""
+    """Superblocks, the room kept for them, and an end too short for a segment."""
     used_bytes: int
     cooling_bytes: int
     """Freed, and reusable after the next checkpoint."""
@@ -148,9 +148,9 @@ class MemberSpace:
 class PoolSpace:
     """Where the bytes of the pool are, in one copy.
 
-    What segments hold is as of `commit`, the last checkpoint; segments begun since are `newer`.
-    The parts add up: unique, shared and deleted to `data_bytes`; data, map, dead, unwritten, newer,
-    cooling and free to `total_bytes`.
+    The contents of segments are as of `commit`, the last checkpoint; segments begun since are
+    `newer`. The parts add up: unique, shared and deleted to `data_bytes`; data, map, dead,
+    unwritten, newer, cooling and free to `total_bytes`.
     """
 
     commit: int
@@ -164,10 +164,11 @@ class PoolSpace:
     shared_bytes: int
     """In layers that several volumes reach, counted once."""
     deleted_bytes: int
-    """Of deleted volumes and snapshots: checkpoints give it back."""
+    """Data of deleted volumes and snapshots; checkpoints give it back."""
     map_bytes: int
     dead_bytes: int
-    """Overwritten, deleted, and what surrounds data in the log: a segment comes back whole."""
+    """Overwritten and deleted data, and the headers and tables in the log; a segment becomes free
+    only as a whole."""
     unwritten_bytes: int
     """Ends of segments."""
     newer_bytes: int
@@ -176,17 +177,17 @@ class PoolSpace:
     reserve_bytes: int
     """Part of the free bytes that only deletes, trims and checkpoints may take."""
     promised_bytes: int
-    """Part of the free bytes: reservations, as far as volumes do not hold them yet."""
+    """Part of the free bytes that volumes reserve and do not use yet."""
     members: list[MemberSpace]
 
 
 @dataclass(frozen=True, slots=True)
 class VolumeSpace:
-    """What a volume with its snapshots, or one snapshot, takes, as of `commit`. Unique and shared
-    bytes add up to the stored ones.
+    """The space of a volume with its snapshots, or of one snapshot, as of `commit`. Unique and
+    shared bytes add up to the stored bytes.
 
-    For a volume, unique is what deleting it with its snapshots gives back. For a snapshot, it is
-    what only this snapshot reaches; what it shares with the volume or other snapshots is shared.
+    Unique bytes of a volume are those that deleting it with its snapshots gives back. Unique bytes
+    of a snapshot are those that no other snapshot and no head reaches.
     """
 
     name: str
@@ -204,34 +205,35 @@ class VolumeSpace:
 
 
 class NodeKind(StrEnum):
-    """What a node of the tree is."""
+    """The kind of a node in the tree of volumes."""
 
     VOLUME = "volume"
     SNAPSHOT = "snapshot"
     KEPT = "kept"
-    """Deleted, and still needed: two or more others stand on it."""
+    """Deleted, and still needed: it has two or more children."""
     MERGING = "merging"
-    """Deleted, on its way into the one other that stands on it."""
+    """Deleted, and being merged into its only child."""
     FREEING = "freeing"
-    """Deleted, on its way back to free space."""
+    """Deleted; its space is being given back."""
 
 
 @dataclass(frozen=True, slots=True)
 class TreeNode:
-    """A volume or a snapshot, or what is left of deleted ones.
+    """A volume, a snapshot, or a layer that is left of a deleted one.
 
-    A snapshot is shown under its volume, and a clone under what it stands on.
+    A snapshot is shown under its volume, and a clone under the snapshot or layer that it descends
+    from.
     """
 
     name: str
-    """`VOL`, `VOL@SNAP`, or `#NUMBER` for what has no name any more."""
+    """`VOL`, `VOL@SNAP`, or `#NUMBER` for a layer without a name."""
     kind: NodeKind
     parent: str | None
     size_bytes: int = 0
     created: str = ""
     protected: bool = False
     pages_left: int = 0
-    """Of the map, while it is merged or given back; each maps 4 MiB."""
+    """Pages of its map that are still to be merged or given back; each maps 4 MiB."""
 
 
 @dataclass(frozen=True, slots=True)

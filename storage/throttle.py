@@ -1,9 +1,9 @@
-"""Limits on requests and bytes per second, with bursts, that may change at any time.
+"""Limits requests and bytes per second, with bursts; the limits may change at any time.
 
-Each limit is a bucket that holds what `burst_s` seconds bring. A request takes its share of every
-bucket at once and waits until the emptiest of them is out of debt, so waiters go in the order
-in which they came, and a request larger than a bucket is slow but gets through.
-(Known as virtual scheduling, or GCRA: ITU-T I.371, annex A.)
+Each limit is a bucket that `burst_s` seconds fill. A request takes its share of every bucket at
+once and waits until the emptiest of them is out of debt. So waiting requests pass in the order in
+which they came, and a request larger than a bucket is slow but passes.
+Source: ITU-T I.371, annex A: virtual scheduling, or GCRA.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import trio
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one volume may do; 0 is no limit. `burst_s`: how much idle time may be made up for."""
+    """Limits of one volume; 0 is no limit. `burst_s`: how much idle time may be made up for."""
 
     requests_per_s: int = 0
     bytes_per_s: int = 0
@@ -21,22 +21,23 @@ class Limits:
 
     @property
     def unlimited(self) -> bool:
-        """Whether there is nothing to wait for."""
+        """Whether no request ever has to wait."""
         return not (self.requests_per_s or self.bytes_per_s)
 
 
 class Throttle:
-    """What all requests to one volume pass through; the clock is trio's."""
+    """Delays the requests to one volume so that they keep its limits; the clock is trio's."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._free_at = 0.0
-        """When a request of the first kind would not have to wait, were the bucket of size zero."""
+        """When the bucket of requests is out of debt, by trio's clock; the next is the same for the
+        bucket of bytes."""
         self._bytes_free_at = 0.0
         self._changed = trio.Event()
 
     def change(self, limits: Limits) -> None:
-        """Take other limits from now on, also for requests that wait already."""
+        """Apply other limits from now on, also to requests that wait already."""
         self.limits = limits
         self._free_at = self._bytes_free_at = 0.0
         self._changed.set()
@@ -51,7 +52,7 @@ class Throttle:
         return True
 
     async def take(self, length: int) -> None:
-        """Wait until a request of `length` bytes may pass. Cancelled, its turn is lost."""
+        """Wait until a request of `length` bytes may pass; cancelled, its share stays taken."""
         while True:
             changed = self._changed
             with trio.move_on_at(self._reserve(length, trio.current_time())):
@@ -60,7 +61,7 @@ class Throttle:
             return
 
     def _reserve(self, length: int, now: float) -> float:
-        """Take the shares of a request; return when it may pass."""
+        """Take the shares of a request; return the time at which it may pass."""
         limits = self.limits
         oldest = now - limits.burst_s
         passes_at = now

@@ -1,5 +1,5 @@
 """Devices of the pool, their slots, and the segments whose copies lie in those slots.
 
-Takes block devices, and gives verified reads from any copy, writes and flushes to all copies, and
-the record of which members are in sync.
+Takes block devices; gives verified reads from any copy, writes and flushes to all copies, and the
+record of which members are in sync.
 """

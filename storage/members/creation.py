@@ -1,4 +1,4 @@
-"""Making a pool: superblocks on its members, and nothing else."""
+"""Creates a pool: writes superblocks to its members, and nothing else."""
 
 from collections.abc import Sequence
 from uuid import UUID
@@ -25,13 +25,15 @@ from storage.members.member import (
 SEGMENT_BYTES_MIN = 1 << 20
 SEGMENT_BYTES_USUAL = 32 << 20
 SEGMENTS_WANTED = 1024
-"""Small pools get smaller segments, so that a reserve of a few is a small part of them."""
+"""Small pools get smaller segments, so that a reserve of a few segments is a small part of them."""
 SEGMENTS_PLENTY = 32768
-"""Large pools get larger ones, so that the segment table stays at a few MiB."""
+"""Large pools get larger segments, so that the segment table stays at a few MiB."""
 
 
 def default_segment_bytes(pool_bytes: int) -> int:
-    """32 MiB for 32 GiB to 1 TiB; below, about a thousandth; above, 32,768 segments."""
+    """Return the segment size for a pool: 32 MiB from 32 GiB to 1 TiB; about a thousandth of a
+    smaller pool, at least 1 MiB; about 1/32,768 of a larger one, at most 256 MiB.
+    """
     size = SEGMENT_BYTES_USUAL
     while size > SEGMENT_BYTES_MIN and pool_bytes // size < SEGMENTS_WANTED:
         size //= 2
@@ -67,10 +69,13 @@ async def create_pool(
     segment_bytes: int | None = None,
     env: Environment | None = None,
 ) -> UUID:
-    """Make a new pool of these devices; whatever they held is lost. Returns its UUID.
+    """Make a new pool of these devices; all that they held is lost. Returns the pool's UUID.
+
+    After an error or cancellation in between, devices may carry superblocks of a pool that
+    does not open: create it again.
 
     Raises:
-        InvalidArgumentError: copies, segment size or labels make no sense.
+        InvalidArgumentError: copies, segment size or labels are not acceptable.
         MemberTooSmallError: a device is too small.
         DeviceError: a device failed; the pool does not exist then.
     """

@@ -1,16 +1,15 @@
-"""The pool grows: another member, or a member whose file or disk has become larger. Online.
+"""Online growth: adds a member, or uses the new space of a member that has become larger.
 
-Another member, and what a power cut leaves after each step:
+The steps of adding a member, and what a power cut leaves after each:
 
-    its old superblocks are erased        a blank device
-    its own says that it is to be added   a device that opening leaves aside
-    the others name it                    a member, empty; its own superblock is believed
-    its own is written again              a member
-    slots are taken on it                 as everywhere
+    its old superblocks are erased           a blank device
+    its own superblock says: to be added     a device that opening leaves aside
+    the other members' superblocks name it   a member, empty; its own superblock is believed
+    its own superblock is written again      a member
+    slots are taken on it                    a member, as any
 
-A larger member: its closing superblock is written at the new end first, which also makes sure that
-the new size outlives a power cut; then all superblocks say the new size, and only then are the new
-slots used. Until then everybody keeps to the old size.
+A member that has become larger gets its closing superblock at the new end first, which also makes
+the new size durable. Then all superblocks say the new size, and only then are the new slots used.
 """
 
 import logging
@@ -47,7 +46,7 @@ log = logging.getLogger("cenote.storage")
 
 
 class Growth:
-    """What makes a pool larger. `grown` is called when there is more room."""
+    """Adds members and space to a pool. `grown` is called when there is more room."""
 
     def __init__(
         self, roster: Roster, table: SegmentTable, env: Environment, grown: Callable[[], None]
@@ -59,16 +58,16 @@ class Growth:
         self._lock = trio.Lock()
 
     async def add(self, offered: MemberDevice) -> UUID:
-        """Make a device a member; whatever it held is lost. Returns its UUID.
+        """Make a device a member; all that it held is lost. Returns the member's UUID.
 
-        The device stays open: it belongs to the caller. Cancelled, it is a member or not.
+        The device stays open: it belongs to the caller. Cancellation leaves it a member or not.
 
         Raises:
             InvalidArgumentError: the host label, the device or the number of members is unfit.
-            MemberTooSmallError: it has no room for a few segments.
-            ExistsError: it is a member already.
-            ForeignMemberError: it belongs to another pool.
-            DeviceError: it failed, or no member took a superblock; it is no member then.
+            MemberTooSmallError: the device has fewer than `SLOTS_MIN` slots.
+            ExistsError: the device is a member already.
+            ForeignMemberError: the device belongs to another pool.
+            DeviceError: the device failed, or no member took a superblock; it is no member then.
         """
         async with self._lock:
             slots = await self._refuse_unfit(offered)
@@ -110,12 +109,13 @@ class Growth:
         return check_device_size(offered, sb.segment_bytes)
 
     async def grow(self, uuid: UUID) -> int:
-        """Use all of a member whose file or disk has become larger; returns its bytes.
+        """Use all of a member whose file or disk has become larger; returns its size in bytes.
 
         Raises:
             NotFoundError: no attached member has this UUID.
-            InvalidArgumentError: it is not in sync, or has not grown by a whole segment.
-            DeviceError: no member took a superblock; the old size counts then.
+            InvalidArgumentError: the member is not in sync, or has not grown by a whole segment.
+            DamagedError: the member has become smaller.
+            DeviceError: the member failed, or no member took a superblock; the old size stays.
         """
         async with self._lock:
             member = self._attached(uuid)

@@ -32,7 +32,7 @@ SLOTS_MIN = 8
 
 @dataclass(frozen=True)
 class MemberDevice:
-    """A device offered as a member: `name` is for messages, `host` is its failure domain."""
+    """A device offered as a member; `name` is for messages, `host` is its failure domain."""
 
     device: BlockDevice
     name: str
@@ -40,21 +40,21 @@ class MemberDevice:
 
 
 def closing_offset(size_bytes: int) -> int:
-    """Where the closing superblock of a member of this size starts."""
+    """Return the device offset of the closing superblock of a member of this size."""
     return size_bytes // 4096 * 4096 - SUPERBLOCK_BYTES
 
 
 def slots_in(size_bytes: int, segment_bytes: int) -> int:
-    """How many segments fit a member of this size."""
+    """Return the number of slots of a member of this size."""
     return max(0, closing_offset(size_bytes) - DATA_START_BYTES) // segment_bytes
 
 
 class Member:
-    """An attached device and what the pool knows of it.
+    """An attached device: aligned I/O, superblocks, and its row of the member table.
 
-    Reads and writes take absolute device offsets and align to the device's grain. A failed
-    flush raises `losses`, and so does a device that says of any operation that its cache is
-    lost: whoever wrote before it compares the number it saw then (R4).
+    Offsets are device offsets in bytes. `losses` counts failed flushes, failed FUA writes, and
+    operations whose error says that the device lost its cache. A writer notes the count before a
+    write and compares it after the flush: if it has risen, the write may be lost (R4).
     """
 
     def __init__(self, index: int, offered: MemberDevice, row: MemberRow, segment_bytes: int):
@@ -67,36 +67,37 @@ class Member:
         self.slots = row.slots
         self.stale_since = row.stale_since
         self.left = row.left
-        """What it may have, once it is stale."""
+        """The superblocks that the member may hold, once it is stale."""
         self.seen = Seen()
-        """The last superblock that it has, for certain."""
+        """The last superblock that was certainly written to the member."""
         self.losses = 0
-        self.full_below = False
+        self.file_system_full = False
+        """Whether reserving a slot failed for lack of space, and none came free since."""
         self.read_errors = 0
         self.checksum_errors = 0
         self.repaired = 0
         self._segment_bytes = segment_bytes
-        # One flush at a time, so that a failure the kernel reports once is seen in order.
+        # One flush at a time, so that a failure that the kernel reports once is seen in order.
         self._flush_lock = trio.Lock()
         self._overwrite_lock = trio.Lock()
 
     @property
     def in_sync(self) -> bool:
-        """Whether it holds everything durable that was placed on it."""
+        """Whether the member holds everything durable that was placed on it."""
         return self.stale_since is None
 
     @property
     def row(self) -> MemberRow:
-        """Its row of the member table."""
+        """The row of the member table, as it is to be written."""
         left = Left() if self.in_sync else self.left
         return MemberRow(self.uuid, self.host, self.size_bytes, self.slots, self.stale_since, left)
 
     def slot_offset(self, slot: int) -> int:
-        """Device offset of a slot."""
+        """Return the device offset of a slot."""
         return DATA_START_BYTES + slot * self._segment_bytes
 
     def try_read(self, offset: int, length: int) -> memoryview | None:
-        """Read any range at once, or None when that needs waiting. Raises as `read`."""
+        """Return any range at once, or None when that needs waiting. Raises as `read`."""
         grain = self.device.block_bytes
         before = offset % grain
         span = -(-(before + length) // grain) * grain
@@ -115,7 +116,7 @@ class Member:
         return self.device.read_ahead(offset - before, span)
 
     async def read(self, offset: int, length: int) -> Buffer:
-        """Read any range, in the device's grain below. Raises as `BlockDevice.read`."""
+        """Return any range, read in whole device blocks. Raises as `BlockDevice.read`."""
         grain = self.device.block_bytes
         if grain == 1 or not (offset % grain or length % grain):
             return await self._read(offset, length)
@@ -132,7 +133,7 @@ class Member:
             raise
 
     async def read_medium(self, offset: int, length: int) -> Buffer:
-        """Read any range from the medium itself. Raises as `BlockDevice.read_medium`."""
+        """Return any range, read from the medium itself. Raises as `BlockDevice.read_medium`."""
         grain = self.device.block_bytes
         start = offset - offset % grain
         end = -(-(offset + length) // grain) * grain
@@ -144,7 +145,7 @@ class Member:
         return around[offset - start : offset - start + length]
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
-        """Write whole grains. Raises as `BlockDevice.write`."""
+        """Write whole device blocks. Raises as `BlockDevice.write`."""
         try:
             await self.device.write(offset, data, fua=fua)
         except DeviceError as error:
@@ -153,7 +154,7 @@ class Member:
             raise
 
     async def allocate(self, offset: int, length: int) -> None:
-        """Reserve space below. Raises as `BlockDevice.allocate`."""
+        """Reserve space for a range. Raises as `BlockDevice.allocate`."""
         try:
             await self.device.allocate(offset, length)
         except CacheLostError:
@@ -161,7 +162,7 @@ class Member:
             raise
 
     async def trim(self, offset: int, length: int) -> None:
-        """Give space back. Raises as `BlockDevice.trim`."""
+        """Give the space of a range back. Raises as `BlockDevice.trim`."""
         try:
             await self.device.trim(offset, length)
         except CacheLostError:
@@ -169,7 +170,10 @@ class Member:
             raise
 
     async def overwrite(self, offset: int, data: Buffer) -> None:
-        """Repair any range in place, keeping its neighbours. Raises as `BlockDevice.write`."""
+        """Write any range in place, to repair it; the bytes around it stay.
+
+        Raises as `BlockDevice.read` and `BlockDevice.write`.
+        """
         grain = self.device.block_bytes
         view = memoryview(data)
         if grain == 1 or not (offset % grain or len(view) % grain):
@@ -177,13 +181,13 @@ class Member:
             return
         start = offset - offset % grain
         end = -(-(offset + len(view)) // grain) * grain
-        async with self._overwrite_lock:  # or the repair of a neighbour is undone
+        async with self._overwrite_lock:  # else repairs in one block undo each other
             around = bytearray(memoryview(await self._read(start, end - start)))
             around[offset - start : offset - start + len(view)] = view
             await self.write(start, around)
 
     async def flush(self) -> None:
-        """Flush the device; on failure everything since the last good flush is lost (R4)."""
+        """Flush the device; on failure all writes since the last good flush are lost (R4)."""
         async with self._flush_lock:
             try:
                 await self.device.flush()
@@ -192,17 +196,17 @@ class Member:
                 raise
 
     async def flush_since(self, losses: int) -> None:
-        """Flush what was written since `losses` was the number of losses.
+        """Flush what was written since the caller noted `losses`.
 
         Raises:
-            DeviceError: the flush failed, or some of it was lost before.
+            DeviceError: the flush failed, or an earlier one did: some of the writes may be lost.
         """
         await self.flush()
         if self.losses != losses:
             raise CacheLostError(f"an earlier flush failed: member={self.name}")
 
     async def write_superblock(self, sb: Superblock) -> None:
-        """Write one superblock to the ring and to the end, then flush."""
+        """Write a superblock to the ring and to the end, then flush. Raises DeviceError."""
         data = superblock.encode(sb.for_member(self.index))
         losses = self.losses
         for place in self.superblock_places(sb):
@@ -211,16 +215,17 @@ class Member:
         self.seen = sb.seen
 
     def superblock_places(self, sb: Superblock) -> tuple[int, int]:
-        """Device offsets at which a superblock is kept: in the ring and at the end."""
+        """Return the device offsets at which a superblock is kept: in the ring and at the end."""
         return sb.sequence % RING_SLOTS * SUPERBLOCK_BYTES, closing_offset(self.size_bytes)
 
 
 async def read_superblock(device: BlockDevice) -> Superblock | None:
-    """The newest whole superblock of a device, or None when it has none.
+    """Return the newest whole superblock of a device, or None when it has none.
 
     Raises:
-        FormatVersionError: made by a newer Cenote.
-        DamagedError: the device fails to read, so nobody knows.
+        FormatVersionError: a newer Cenote wrote it.
+        DamagedError: none was found, and one of its places is damaged or cannot be read.
+        DeviceError: any error of the device but a plain failure to read.
     """
     if device.size_bytes < RING_BYTES + SUPERBLOCK_BYTES:
         return None
@@ -247,17 +252,17 @@ async def read_superblock(device: BlockDevice) -> Superblock | None:
 
 
 async def erase_superblocks(device: BlockDevice) -> None:
-    """Make sure that superblocks of an earlier life of the device do not come back. Not flushed."""
+    """Overwrite all superblocks of a device with zeroes, so that no old one counts. Not flushed."""
     for slot in range(RING_SLOTS):
         await device.write(slot * SUPERBLOCK_BYTES, bytes(SUPERBLOCK_BYTES))
     await device.write(closing_offset(device.size_bytes), bytes(SUPERBLOCK_BYTES))
 
 
 def check_device_size(offered: MemberDevice, segment_bytes: int) -> int:
-    """How many slots the device has.
+    """Return the number of slots of a device.
 
     Raises:
-        MemberTooSmallError: fewer than `SLOTS_MIN`.
+        MemberTooSmallError: it has fewer than `SLOTS_MIN`.
     """
     slots = slots_in(offered.device.size_bytes, segment_bytes)
     if slots < SLOTS_MIN:
@@ -270,7 +275,7 @@ def check_device_size(offered: MemberDevice, segment_bytes: int) -> int:
 
 
 def check_host(host: str) -> str:
-    """Return a host label. Raises as `check_name`."""
+    """Return the host label. Raises InvalidArgumentError if it is not acceptable."""
     if not host or len(host.encode()) > HOST_BYTES_MAX or not host.isprintable():
         raise InvalidArgumentError(
             f"bad host label {host[:80]!r}: use 1 to {HOST_BYTES_MAX} printable bytes"

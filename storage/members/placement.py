@@ -1,8 +1,8 @@
-"""Which members hold the copies of a new segment.
+"""Chooses the members that hold the copies of a new segment.
 
-Copies go to different members always, to different hosts while another host has room. Among
-equals the member with the most free slots is taken, which fills members of different sizes
-evenly and places as many segments as can be placed.
+Copies of a segment go to different members always, and to different hosts while another host has
+room. Among equals the member with the most free slots is taken, which fills members of different
+sizes evenly and places as many segments as can be placed.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class Candidate:
 
 
 def choose(candidates: Sequence[Candidate], copies: int) -> list[int] | None:
-    """Members for one segment, or None when fewer than `copies` members have a free slot."""
+    """Return the members for one segment, or None when fewer than `copies` have a free slot."""
     ranked = sorted(
         (c for c in candidates if c.free_slots), key=lambda c: (-c.free_slots, c.member)
     )
@@ -36,9 +36,9 @@ def choose(candidates: Sequence[Candidate], copies: int) -> list[int] | None:
 
 
 def capacity(free_slots: Sequence[int], copies: int) -> int:
-    """How many segments of `copies` copies on distinct members fit these free slots.
+    """Return how many segments of `copies` copies on distinct members fit these free slots.
 
-    The largest k with sum(min(free, k)) >= copies * k; taking the members with the most
+    That is the largest k with sum(min(free, k)) >= copies * k; taking the members with the most
     free slots first reaches it. Cost: a few passes over the members.
     """
     if len(free_slots) < copies:

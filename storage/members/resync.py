@@ -1,9 +1,9 @@
-"""Bringing members back, and segments back to full strength.
+"""Resynchronization: brings stale members up to date, and restores missing copies of segments.
 
 A member that failed is stale from its last good commit on. When it is attached again, only
-what it missed is copied: the segments placed on it that were written after that commit (R5).
-What was written without it has fewer copies than the policy wants; those segments get
-another copy in the background, whole, one after the other.
+the segments that it missed are copied: those placed on it and written after that commit (R5).
+Segments that were written without it have fewer copies than the policy wants; each gets another
+copy in the background, whole, one after the other.
 """
 
 import logging
@@ -20,7 +20,7 @@ from storage.members.segments import Segment, SegmentTable, State
 log = logging.getLogger("cenote.storage")
 
 CHUNK_BYTES = 1 << 20
-"""Copied at once; between two chunks clients get their turn."""
+"""Copied at once; between two chunks other tasks run."""
 
 
 @dataclass
@@ -30,12 +30,12 @@ class Resync:
     table: SegmentTable
     roster: Roster
     losses: dict[int, int] = field(default_factory=dict)
-    """Of members, before the log was replayed; kept up to date."""
+    """`Member.losses` by index from before the log was replayed; kept up to date."""
 
     async def bring_back(self) -> None:
-        """Make attached stale members current; one that fails stays stale.
+        """Bring attached stale members up to date; a member that fails stays stale.
 
-        Who left last comes first: he may have what the others lack.
+        The member that became stale last comes first: it may have what the others lack.
         """
         members = [member for member in self.roster.members if member is not None]
         for member in sorted(members, key=lambda m: -m.left.tried.sequence):
@@ -50,7 +50,7 @@ class Resync:
         missed = [s for s in self.table.all() if s.last_commit > since and _slot(s, member)]
         for segment in missed:
             if member.index in self.roster.last_holders(segment.copies):
-                # Nobody has more of it. Replay made its end whole, and that must not be lost.
+                # No member has more of it. Replay repaired its end, which must not be lost.
                 losses = self.losses.get(member.index, losses)
                 continue
             slot = _slot(segment, member)
@@ -83,10 +83,10 @@ class Resync:
             await trio.lowlevel.checkpoint()
 
     async def restore_one(self) -> bool:
-        """Give one segment that lacks a copy another one; False when there is none to help.
+        """Give one segment that lacks a copy another one; False when none could get one.
 
-        The copy is flushed before anything names it; the next checkpoint makes it known, and a
-        crash before that forgets it.
+        The copy is flushed before anything names it; the next checkpoint records it, and a
+        crash before that forgets it. Cancellation gives its slot back.
         """
         for segment in self.table.all():
             wanted = min(self.table.copies, len(self.roster.in_sync()))
@@ -120,7 +120,7 @@ class Resync:
         except BaseException as error:
             self.table.give_back([copy])
             if isinstance(error, NoSpaceError):
-                member.full_below = True
+                member.file_system_full = True
             if isinstance(error, DeviceError):
                 log.warning("cannot restore a copy: member=%s: %s", member.name, error)
                 return False

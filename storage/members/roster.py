@@ -1,7 +1,7 @@
-"""The members together: who is in sync, and the superblocks that say so.
+"""The roster: all members, their states, and the superblocks that record these.
 
-`publish` is the only writer of superblocks. It records a member that fails as stale on all
-the others before it returns, so nothing is acknowledged without that (R5).
+`publish` writes the superblocks of the members in sync. It records a member that fails as stale on
+all the others before it returns, so nothing is acknowledged without that (R5).
 """
 
 import logging
@@ -19,7 +19,8 @@ from storage.members.member import Member, read_superblock
 log = logging.getLogger("cenote.storage")
 
 ATTEMPTS_MAX = 3
-"""Superblock writes that fail on every member; a transient error does not stop the pool."""
+"""Writes of a superblock that all members fail before the pool stops; a transient error does not
+stop it."""
 
 
 def _unchanged(sb: Superblock) -> Superblock:
@@ -42,9 +43,11 @@ class Roster:
         return [m for m in self.members if m is not None and m.in_sync]
 
     def last_holders(self, copies: Iterable[Copy]) -> set[int]:
-        """Members that have all that was ever durable in a segment with these copies: those in
-        sync. If none is, those that left last, attached or not: as long as one of them was in
-        sync, the log could go on there without the others, and since then it could not.
+        """Return the members that have all that was ever durable in a segment with these copies.
+
+        They are the members in sync. If none is in sync, they are the members that became stale
+        last, attached or not: as long as one of them was in sync, the log could go on in the
+        segment without the other members, and since then it could not.
         """
         rows = self.rows()
         holders = {copy.member for copy in copies}
@@ -55,20 +58,20 @@ class Roster:
         return {index for index in holders if rows[index].left.tried.sequence == last}
 
     def rows(self) -> tuple[MemberRow, ...]:
-        """The member table as it stands now."""
+        """The member table as it is now."""
         return tuple(
             member.row if member else row
             for member, row in zip(self.members, self._rows, strict=True)
         )
 
     def fail(self, member: Member, since: int, error: DeviceError) -> None:
-        """Take a member out of sync in memory; `publish` makes it known.
+        """Make a member stale in memory; `publish` records it on the other members.
 
-        The last member in sync stays: there is nobody left to record it.
+        The last member in sync stays in sync: no other member is left to record it.
 
         Raises:
-            FencedError: it did not fail, but refuses us for another daemon that took it. The
-                pool stops then: to call such a member stale would be a word against the other's.
+            FencedError: the member did not fail, but another daemon took it. The pool stops then:
+                a record of such a member as stale would contradict that daemon's superblocks.
         """
         if isinstance(error, TakenError):
             raise FencedError(f"another daemon took the pool: member={member.name}") from error
@@ -90,26 +93,28 @@ class Roster:
     ) -> None:
         """Write a new superblock to every member in sync, and flush it.
 
-        `change` gets the newest one and returns what is to be written. `last` is a member that
-        comes back: it gets its own only when all others call it in sync. Else a power cut
-        could leave it newer than those that call it stale, which looks like a split pool. For
-        the same reason it is not the only one that counts when all others fail.
+        `change` gets the newest superblock and returns the next. `last` is a member that comes
+        back: it is written only when the superblocks of all others call it in sync. Otherwise a
+        power cut could leave it newer than members that call it stale, which looks like a split
+        pool. For the same reason its superblock alone is not enough when all others fail.
+        Cancellation leaves the new superblock on some members.
 
         Raises:
             PoolError: no member took it.
+            FencedError: another daemon took a member.
         """
         async with self._lock:
             await self._publish(change, last=last)
 
     async def audit(self, member: Member) -> list[int]:
-        """The offsets of those of its places that do not hold the newest superblock; none of a
-        member that is not in sync.
+        """Return the device offsets at which a member ought to hold the newest superblock but does
+        not; none for a member that is not in sync.
 
         Raises:
-            FencedError: another daemon's is there.
-            DeviceError: the member fails.
+            FencedError: another daemon's superblock is there.
+            DeviceError: the member cannot be read.
         """
-        async with self._lock:  # else one may be on its way
+        async with self._lock:  # else a superblock may be half written
             if not member.in_sync:
                 return []
             wanted = superblock.encode(self.superblock.for_member(member.index))
@@ -129,13 +134,14 @@ class Roster:
             )
 
     async def admit(self, member: Member) -> None:
-        """Make a device a member whose own superblock says already that it is about to be added.
+        """Make a device a member; its own superblock says already that it is about to be added.
 
-        The others name it first: from then on it is one, and nothing has been placed on it yet.
+        The superblocks of the others name it first: from then on it is a member, and nothing has
+        been placed on it yet.
 
         Raises:
             PoolError: no member took a superblock.
-            DeviceError: the device itself fails, and the others say again that it is none.
+            DeviceError: the device failed; the superblocks of the others no longer name it.
         """
         async with self._lock:
             await self._publish(_unchanged, more=(member.row,))
@@ -199,7 +205,7 @@ class Roster:
         return failures
 
     async def check_fence(self) -> None:
-        """Read the superblocks back and make sure that nobody else took the pool (R16).
+        """Read the superblocks back and make sure that no other daemon took the pool (R16).
 
         Raises:
             FencedError: a member carries another holder's newer epoch.
@@ -208,5 +214,5 @@ class Roster:
             try:
                 theirs = await read_superblock(member.device)
             except DeviceError:
-                continue  # whoever writes next finds out
+                continue  # the next write to it reports the failure
             self._refuse_other(member, theirs)

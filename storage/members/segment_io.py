@@ -1,8 +1,8 @@
 """Reads and writes of segment copies: verified, repaired, in parallel.
 
 A read is checked against the hash in its pointer, whichever copy answers. A copy that fails or
-differs is counted, logged and repaired from a good one. Even a stale member may answer:
-the hash decides, not the member's word.
+differs is counted, logged and repaired from a good one. Copies on stale members are read too, after
+the others: the hash decides whether a copy is good, not the state of its member.
 """
 
 import logging
@@ -40,8 +40,11 @@ class SegmentIO:
     # -- reading
 
     def try_read(self, number: int, offset: int, length: int) -> memoryview | None:
-        """Bytes of one copy at once, not verified, or None when that needs waiting, or when there
-        is no such segment.
+        """Return bytes of one copy at once, not verified; None when that needs waiting or fails, or
+        when there is no such segment.
+
+        Raises:
+            OutOfRangeError: the range is not inside the member.
         """
         segment = self._get(number)
         if segment is None or not segment.places:
@@ -52,14 +55,15 @@ class SegmentIO:
         except OutOfRangeError:
             raise
         except DeviceError:
-            return None  # the waiting path counts it and asks the other copies
+            return None  # `read` counts the error and tries the other copies
 
     async def read(self, number: int, offset: int, stored_bytes: int, check: int) -> memoryview:
-        """The stored bytes of one extent, verified against `check`.
+        """Return the stored bytes of one extent, verified against `check`, its hash's low 40 bits.
 
         Raises:
             ChecksumError: no copy is good.
-            DeviceError: no copy can be read.
+            DamagedError: there is no such segment.
+            DeviceError: the only copy cannot be read, or no member with a copy is attached.
         """
         segment = self.table[number]
         segment.readers += 1
@@ -112,7 +116,7 @@ class SegmentIO:
                 )  # fmt: skip
 
     async def read_run(self, number: int, offset: int, length: int) -> memoryview | None:
-        """A run of extents from the first copy, not verified; None when it cannot be read."""
+        """Return a run of extents from the first copy, not verified; None if it cannot be read."""
         segment = self.table[number]
         if not segment.places:
             return None
@@ -121,16 +125,17 @@ class SegmentIO:
         try:
             return memoryview(await member.read(base + offset, length))
         except DeviceError:
-            return None  # block by block, the other copies are asked and this is counted
+            return None  # the caller reads each extent then, which counts the error
         finally:
             segment.readers -= 1
 
     async def read_located(self, a: int, b: int, plain_bytes_max: int) -> bytes:
-        """Read, verify and expand one piece of metadata.
+        """Return one piece of metadata, verified and expanded; `a` and `b` are its entry words.
 
         Raises:
             ChecksumError: no copy is good.
-            DamagedError: the words point nowhere, or the bytes do not expand.
+            DamagedError: the words name no segment, or the bytes do not expand.
+            DeviceError: as from `read`.
         """
         at = entry.unpack(a, b)
         stored = self.try_read(at.segment, at.offset, at.stored_bytes)
@@ -143,7 +148,7 @@ class SegmentIO:
     async def write(
         self, segment: Segment, offset: int, data: Buffer, *, fua: bool = False
     ) -> list[Failure]:
-        """Write to every copy in sync, in parallel; returns the copies that failed (R1)."""
+        """Write to every copy in sync, in parallel; return the copies that failed (R1)."""
         places = [place for place in segment.places if place[0].in_sync]
         failures: list[Failure] = []
 
@@ -153,11 +158,11 @@ class SegmentIO:
             except DeviceError as error:
                 failures.append(Failure(member, error))
 
-        await _each(places, write_one)
+        await _run_all(places, write_one)
         return failures
 
     async def flush(self, members: Iterable[Member]) -> list[Failure]:
-        """Flush members in parallel; returns those that failed."""
+        """Flush members in parallel; return the members that failed."""
         failures: list[Failure] = []
 
         async def flush_one(member: Member) -> None:
@@ -166,12 +171,12 @@ class SegmentIO:
             except DeviceError as error:
                 failures.append(Failure(member, error))
 
-        await _each([(member,) for member in members], flush_one)
+        await _run_all([(member,) for member in members], flush_one)
         return failures
 
 
-async def _each(arguments: list, work) -> None:  # type: ignore[no-untyped-def, type-arg]
-    """Run `work` over all arguments at once; one needs no task."""
+async def _run_all(arguments: list, work) -> None:  # type: ignore[no-untyped-def, type-arg]
+    """Run `work` with each of the arguments, all at once; a single call needs no task."""
     if len(arguments) == 1:
         await work(*arguments[0])
         return
@@ -181,5 +186,5 @@ async def _each(arguments: list, work) -> None:  # type: ignore[no-untyped-def, 
 
 
 def only_full(failures: Iterable[Failure]) -> bool:
-    """Whether every failure is a full file system below: no space, not a failed member (R5)."""
+    """Whether every failure is a full file system, which is not a failed member (R5)."""
     return all(isinstance(failure.error, NoSpaceError) for failure in failures)

@@ -1,8 +1,8 @@
-"""The segment table: number to placement, state, live bytes; and the free slots.
+"""The segment table: placement, state and live bytes by segment number; and the free slots.
 
-Live bytes are upper bounds between checkpoints and exact at each one (R7). A freed
-segment's slots cool down: freed under checkpoint K, they are reusable after K+1, or once the pool
-was taken with K (R10).
+Live bytes are upper bounds between checkpoints and exact at each one (R7). The slots of a
+segment that checkpoint K freed cool down: they are reusable after K+1, or once the pool was taken
+with K (R10).
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,28 +24,28 @@ from storage.members.slots import FreeSlots
 
 
 class State(IntEnum):
-    """Where a segment is in its life."""
+    """The state of a segment."""
 
     OPEN = 0
     SEALED = 1
     FREED = 2
-    """Holds nothing; its slots wait for the next checkpoint."""
+    """It holds nothing; its slots wait for the next checkpoint."""
 
 
 class Role(IntEnum):
-    """What a segment holds; data that lives equally long should lie together."""
+    """The kind of data in a segment; data that lives equally long should lie together."""
 
     LOG = 0
     """Commits: what clients wrote."""
     MOVED = 1
-    """Blocks that the cleaner moved, and that are written often."""
+    """Blocks that the cleaner moved and that are often overwritten."""
     SETTLED = 2
-    """Blocks that it moved, and that are not."""
+    """Blocks that the cleaner moved and that are rarely overwritten."""
     META = 3
 
 
 UNNAMED = 1 << 62
-"""Commit number of what is written, but no commit names yet: later than all."""
+"""The commit number of data that no commit names yet; greater than any."""
 
 ROW = np.dtype(
     [
@@ -67,7 +67,7 @@ assert ROW.itemsize == 56
 
 
 class MemberFailedError(DeviceError):
-    """A member failed while a segment was taken on it; go on without that member."""
+    """A member failed while slots were taken for a segment; go on without the member."""
 
     def __init__(self, member: Member, error: DeviceError):
         super().__init__(f"cannot take a segment on it: member={member.name}: {error}")
@@ -98,11 +98,11 @@ class Segment:
         self.live_bytes = 0
         self.used_bytes = 0
         self.last_commit = 0
-        """Newest commit that lies in it, or names what does; `UNNAMED` until there is one."""
+        """Newest commit in it or naming data in it; `UNNAMED` for data that none names yet."""
         self.announced_in = 0
-        """Commit that announced it; 0 for metadata segments. Later than a checkpoint: not in it."""
+        """Commit that announced it; 0 for metadata. Checkpoints before that commit leave it out."""
         self.readers = 0
-        """Reads under way that suspend; its slots are not reused meanwhile (R10)."""
+        """Reads under way that suspend; the slots are not reused meanwhile (R10)."""
         self.places: tuple[tuple[Member, int], ...] = ()
 
 
@@ -115,13 +115,13 @@ class SegmentTable:
         self.copies = copies
         self.next_number = 1
         self.live_bytes = 0
-        """Of all segments together."""
+        """The live bytes of all segments together."""
         self._segments: dict[int, Segment] = {}
         self.get = self._segments.get
         self._free = [FreeSlots(range(m.slots if m else 0)) for m in members]
 
     def all(self) -> list[Segment]:
-        """Every segment, in no order."""
+        """Return every segment, in no particular order."""
         return list(self._segments.values())
 
     def __getitem__(self, number: int) -> Segment:
@@ -131,17 +131,17 @@ class SegmentTable:
         return segment
 
     def is_live(self, number: int) -> bool:
-        """Whether what lies in a segment may still be named: it is there, and not freed."""
+        """Whether the map may name data in a segment: the segment exists and is not freed."""
         segment = self._segments.get(number)
         return segment is not None and segment.state is not State.FREED
 
     # -- placement
 
     def adopt(self, number: int, copies: tuple[Copy, ...]) -> Segment:
-        """Add a segment that is already on disk; the same again is harmless.
+        """Add a segment that is already on disk; adding it again is harmless.
 
         Raises:
-            DamagedError: its slots are taken, or not of this pool.
+            DamagedError: the number or the copies contradict the table, or a slot is taken.
         """
         if not 0 < number < SEGMENT_NUMBER_MAX:
             raise DamagedError(f"no segment has that number: segment={number}")
@@ -171,11 +171,12 @@ class SegmentTable:
             ) from None
 
     async def allocate(self, *, announced_in: int = 0, role: Role = Role.LOG) -> Segment:
-        """Take slots for a new segment and make sure the file systems below have the room (R5).
+        """Take slots for a new segment and reserve their space (R5); cancellation frees them.
 
         Raises:
-            NoSpaceError: too few members have a free slot.
-            MemberFailedError: a member has, but fails.
+            NoSpaceError: too few members have a free slot, or their file systems are full.
+            MemberFailedError: a member fails to reserve space.
+            TakenError: another daemon took a member.
         """
         while True:
             chosen = self._choose()
@@ -184,11 +185,11 @@ class SegmentTable:
                 for member in chosen:
                     slot = await self._free[member.index].take_or_wait()
                     if slot is None:
-                        break  # somebody else was quicker
+                        break  # another task took the last slot
                     copies.append(Copy(member.index, slot))
                     await member.allocate(member.slot_offset(slot), self.segment_bytes)
             except NoSpaceError:
-                member.full_below = True
+                member.file_system_full = True
                 self.give_back(copies)
                 continue
             except TakenError:
@@ -205,14 +206,14 @@ class SegmentTable:
             self.give_back(copies)
 
     async def ask_full_again(self) -> None:
-        """Let members take segments again whose file system below has room by now."""
+        """Let members whose file system was full take segments again, if it has room by now."""
         for member in self.members:
             slot = self._free[member.index].peek() if member else None
-            if member and member.full_below and slot is not None:
+            if member and member.file_system_full and slot is not None:
                 offset = member.slot_offset(slot)
                 with suppress(DeviceError):
                     await member.allocate(offset, self.segment_bytes)
-                    member.full_below = False
+                    member.file_system_full = False
 
     def _choose(self) -> list[Member]:
         usable = self.usable_members()
@@ -232,16 +233,16 @@ class SegmentTable:
         return segment
 
     def take_slot(self, member: Member) -> int | None:
-        """A free slot of one member, for another copy of a segment; None when it has none now."""
+        """Take a slot of one member, for another copy of a segment; None when it has none now."""
         return self._free[member.index].take()
 
     def add_copy(self, segment: Segment, copy: Copy) -> None:
-        """The segment has one more copy, written and flushed."""
+        """Add a copy to a segment; it is written and flushed already."""
         segment.copies = (*segment.copies, copy)
         self._locate(segment)
 
     def give_back(self, copies: Iterable[Copy]) -> None:
-        """Slots that hold nothing any more."""
+        """Free slots that hold nothing any more."""
         now = trio.current_time()
         for copy in copies:
             if self.members[copy.member] is not None:
@@ -254,46 +255,46 @@ class SegmentTable:
         self.give_back(segment.copies)
         for copy in segment.copies:
             if member := self.members[copy.member]:
-                member.full_below = False
+                member.file_system_full = False
 
     # -- members
 
     def expect_member(self) -> None:
-        """Be ready for one more in the list of members; it has no slot before `add_slots`."""
+        """Prepare for one more in the list of members; it has no slot before `add_slots`."""
         while len(self._free) <= len(self.members):
             self._free.append(FreeSlots([]))
 
     def add_slots(self, member: Member, before: int) -> None:
-        """A member that had `before` slots has `member.slots` now."""
+        """Add the new slots of a member that had `before` slots and has `member.slots` now."""
         self._free[member.index].extend(member.slots, range(before, member.slots))
-        member.full_below = False
+        member.file_system_full = False
 
     def usable_members(self) -> list[Member]:
         """Members that take new segments."""
-        return [m for m in self.members if m and m.in_sync and not m.full_below]
+        return [m for m in self.members if m and m.in_sync and not m.file_system_full]
 
     def copies_now(self) -> int:
-        """Copies a new segment gets: the policy, or as many as there are members in sync."""
+        """Copies of a new segment: the policy's number, or fewer if fewer members are in sync."""
         in_sync = sum(1 for m in self.members if m and m.in_sync)
         if not in_sync:
             raise DeviceError("no member is in sync: the pool cannot write")
         return min(self.copies, in_sync)
 
     def free_slots(self, member: Member) -> int:
-        """Free slots of one member, cooling ones left out."""
+        """The number of free slots of one member, without cooling ones."""
         return len(self._free[member.index])
 
     def free_slots_of(self, member: Member) -> FreeSlots:
-        """The free slots of one member themselves."""
+        """The free slots of one member, for trimming."""
         return self._free[member.index]
 
     def total_segments(self) -> int:
-        """How many segments fit the members in sync, empty as they might be."""
+        """How many segments would fit the members in sync if these were empty."""
         slots = [m.slots for m in self.members if m and m.in_sync]
         return placement.capacity(slots, self.copies_now())
 
     def add_live(self, number: int, change: int) -> None:
-        """Count stored bytes of a segment that came alive or, with a negative change, died."""
+        """Change the live bytes of a segment, and of all together, by `change`."""
         self[number].live_bytes += change
         self.live_bytes += change
 
@@ -303,7 +304,7 @@ class SegmentTable:
         return placement.capacity(slots, self.copies_now())
 
     def relocate_all(self) -> None:
-        """Order every segment's places anew, after a member changed state."""
+        """Put every segment's places in order again, after a member changed state."""
         for segment in self._segments.values():
             self._locate(segment)
 
@@ -313,11 +314,11 @@ class SegmentTable:
         segment.places = tuple(sorted(places, key=lambda place: not place[0].in_sync))
 
     def is_degraded(self, segment: Segment) -> bool:
-        """Whether a copy of it is on a member that is not in sync."""
+        """Whether a copy of the segment is on a member that is not in sync."""
         return any(not m or not m.in_sync for m in (self.members[c.member] for c in segment.copies))
 
     def has_all_copies(self, segment: Segment) -> bool:
-        """Whether it has as many copies in sync as a new segment would get."""
+        """Whether the segment has as many copies in sync as a new one would get."""
         return not self.is_degraded(segment) and len(segment.copies) >= self.copies_now()
 
     # -- persistence
@@ -325,11 +326,11 @@ class SegmentTable:
     def rows(
         self, segments: Sequence[Segment], live_bytes: dict[int, int], freed: set[int]
     ) -> bytes:
-        """The table as a checkpoint stores it, with `freed` segments marked so."""
+        """Return the table as a checkpoint stores it, with the segments in `freed` marked freed."""
         rows = np.zeros(len(segments), dtype=ROW)
         rows["number"] = [s.number for s in segments]
         rows["live_bytes"] = [live_bytes[s.number] for s in segments]
-        # An open one is still being written, maybe by this very checkpoint.
+        # An open segment is still being written, maybe by this very checkpoint.
         rows["used_bytes"] = [
             self.segment_bytes if s.state is State.OPEN else s.used_bytes for s in segments
         ]
@@ -346,12 +347,12 @@ class SegmentTable:
     def load(self, data: bytes) -> None:
         """Fill an empty table from a checkpoint.
 
-        Segments that it freed are free: whoever opens the pool has published this checkpoint once
-        more on every member, when taking it, which is as good as the next one (R10). So crashes
-        again and again do not take the last segment of a full pool.
+        Slots of segments that the checkpoint freed are free: taking the pool has published this
+        checkpoint once more on every member, which is as good as the next one (R10). So repeated
+        crashes do not use up the last segments of a full pool.
 
         Raises:
-            DamagedError: the rows make no sense.
+            DamagedError: the rows contradict each other, or the pool.
         """
         if len(data) % ROW.itemsize:
             raise DamagedError("segment table has the wrong size")

@@ -1,8 +1,8 @@
-"""Gives the space of freed slots back to what is below the members, in the background.
+"""Trims freed slots in the background, which gives their space back to the file system or disk.
 
-Only slots that no superblock can lead to any more are free at all (R10), so whatever a power cut
-leaves of a trim, nobody looks at it. A device that cannot trim does nothing; one that fails at it
-is left alone from then on, as its data is not concerned.
+A slot is free only when no superblock can lead to it any more (R10), so a trim that a power cut
+interrupts harms nothing. A device that cannot trim does nothing. A device that fails to trim is not
+trimmed any more but stays a member, as its data is not concerned.
 """
 
 import logging
@@ -20,7 +20,8 @@ log = logging.getLogger("cenote.storage")
 LOOK_INTERVAL_S = 1.0
 REST_FACTOR = 4
 REST_MIN_S = 0.01
-"""After each slot four times as long as it took: clients have the device for the rest."""
+"""The trimmer rests after each slot for four times as long as its trim took, and leaves the device
+to clients."""
 
 
 class Trimmer:
@@ -29,19 +30,19 @@ class Trimmer:
     def __init__(self, table: SegmentTable, stopped: Callable[[], bool]) -> None:
         self._table = table
         self._stopped = stopped
-        """The pool changes nothing any more."""
+        """Whether the pool changes nothing any more."""
         self._looked_at: set[int] = set()
         self._unable: set[int] = set()
 
     async def run(self) -> None:
-        """Trim for ever."""
+        """Trim until cancelled; a slot whose trim is cancelled counts as used, and is free."""
         while True:
             while not self._stopped() and await self._one_round():
                 pass
             await trio.sleep(LOOK_INTERVAL_S)
 
     async def _one_round(self) -> bool:
-        """One slot of each member; False when there was nothing to do."""
+        """Trim one slot of each member; False when there was nothing to do."""
         busy = False
         for member in list(self._table.usable_members()):
             if member.index in self._unable:
@@ -76,9 +77,10 @@ class Trimmer:
         return True
 
     async def _survey(self, member: Member) -> None:
-        """Find free slots that hold space, left by a daemon that stopped before it trimmed them.
+        """Find free slots that have space allocated: an earlier daemon stopped before it trimmed
+        them.
 
-        A device without any hole is taken for one that cannot tell.
+        A device that reports no hole at all is taken for one that cannot report holes.
         """
         size = self._table.segment_bytes
         offset = DATA_START_BYTES
@@ -96,4 +98,4 @@ class Trimmer:
                 offset = stop
             await trio.lowlevel.checkpoint()
         if holes:
-            self._table.free_slots_of(member).found_used(used, trio.current_time())
+            self._table.free_slots_of(member).mark_used(used, trio.current_time())

@@ -1,4 +1,4 @@
-"""Who is here: the devices offered as members, and whether they belong together."""
+"""Reads the superblocks of the offered devices and checks that they form one pool."""
 
 import logging
 from collections.abc import Collection, Sequence
@@ -19,10 +19,12 @@ Offered = list[tuple[MemberDevice, Superblock]]
 
 
 async def read_all(offered: Sequence[MemberDevice]) -> Offered:
-    """Every device with its newest superblock.
+    """Return every device with its newest superblock.
 
     Raises:
         NotAMemberError: a device has none.
+        MissingMemberError: no device is offered.
+        DeviceError: as from `read_superblock`.
     """
     found: Offered = []
     for each in offered:
@@ -38,11 +40,13 @@ async def read_all(offered: Sequence[MemberDevice]) -> Offered:
 
 
 def newest_of(found: Offered) -> Superblock:
-    """The superblock that counts, after making sure that all belong together.
+    """Return the newest superblock, after checking that all devices belong to one pool.
 
     Raises:
-        ForeignMemberError: members of several pools, a copied member, or a pool that was taken
-            twice on different members.
+        MissingMemberError: all devices were only about to be added.
+        ForeignMemberError: members of several pools, a copied or a former member, or a pool that
+            was opened separately on different members.
+        DamagedError: a device is smaller than the member was.
     """
     settled = [pair for pair in found if not pair[1].joining]
     if not settled:
@@ -77,12 +81,17 @@ def newest_of(found: Offered) -> Superblock:
 
 
 def _refuse_split(newest: Superblock, newest_name: str, sb: Superblock, name: str) -> None:
-    """Both sides of a pool that went on twice without each other are kept from being mixed.
+    """Refuse a pool that was opened separately on different members, which now differ.
 
-    No member is in sync on both sides then. One that is has seen both, so the older one is
-    its past, even if each calls the other's owner stale. All that one holder wrote is one
-    history, too. And so is what the newest one remembers that a member may have had when it
-    failed: those it was in sync with may have failed since.
+    An older superblock belongs to the history of the newest one if one of these holds:
+
+    - Some member is in sync according to both. That member has seen both, even if each calls the
+      owner of the other stale.
+    - The same holder wrote both: all that one holder writes is one history.
+    - The newest one records that the member may have held the older one when it failed. All
+      members that it was in sync with may have failed since.
+
+    Two holders in one epoch are refused in any case.
     """
     in_sync = {row.uuid for row in newest.members if row.stale_since is None}
     common = any(row.uuid in in_sync for row in sb.members if row.stale_since is None)
@@ -101,10 +110,13 @@ def _is_remembered(newest: Superblock, sb: Superblock) -> bool:
 
 
 def attach(newest: Superblock, found: Offered, without: Collection[UUID]) -> list[Member | None]:
-    """Members in the order of the table; None for those missing.
+    """Return the members in the order of the member table; None for a missing member.
+
+    Args:
+        without: UUIDs of members that the pool is opened without.
 
     Raises:
-        MissingMemberError: one that is not recorded stale is missing (R5).
+        MissingMemberError: a member is missing that is neither recorded stale nor given up (R5).
     """
     by_uuid = {sb.me.uuid: (each, sb) for each, sb in found}
     members: list[Member | None] = []

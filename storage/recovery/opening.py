@@ -1,6 +1,6 @@
-"""Opening a pool: who is here, who counts, what is on disk.
+"""Opens a pool: takes it, loads the newest checkpoint, replays the log and fixes its end.
 
-In order: read the superblocks, refuse whatever does not belong together, take the pool by raising
+In order: read the superblocks, refuse devices that do not form one pool, take the pool by raising
 its epoch (R16), load the newest checkpoint, replay the log behind it, bring the copies level
 and flush them, and name the end of the log in the superblocks, going on in a fresh segment (R2).
 Only then is anything served.
@@ -42,13 +42,13 @@ from storage.recovery.replay import Found, Replay
 log = logging.getLogger("cenote.storage")
 
 BATCH_COMMITS, BATCH_RECORDS = 4096, 1 << 17
-"""Applied together in replay, whichever is reached first: pages are touched once for all of them.
-What is decoded is held in memory meanwhile, some 10 MiB. With more, little is gained."""
+"""A batch of commits that replay applies at once ends at the first of these; it touches each page
+once. The decoded commits take some 10 MiB of memory. Larger batches gain little."""
 
 
 @dataclass
 class Opened:
-    """A pool after recovery, before anything runs."""
+    """The parts of a pool after recovery, before anything runs."""
 
     roster: Roster
     table: SegmentTable
@@ -60,10 +60,11 @@ class Opened:
     usage: Usage
     stock: Stock
     meta_end: tuple[int, int] | None
-    """(segment, offset) where metadata goes on."""
+    """(segment, offset) where the next metadata is written; None before the first checkpoint."""
     replayed: int
+    """Number of commits that were replayed."""
     losses: dict[int, int] = field(default_factory=dict)
-    """`losses` of each member when the replay began to make copies alike, or when it came back."""
+    """`Member.losses` by index, from before the replay or when the member came back in sync."""
 
 
 # -- taking it
@@ -73,9 +74,9 @@ async def take(newest: Superblock, members: list[Member | None], env: Environmen
     """Raise the epoch on every member in sync and read it back (R16).
 
     Raises:
-        FencedError: somebody else took it at the same time.
-        FormatVersionError: it has a feature that this version can read but not write (R19).
-        PoolError: no member is in sync.
+        FencedError: another daemon took the pool at the same time.
+        FormatVersionError: the pool has a feature that this version can read but not write (R19).
+        PoolError: no attached member is in sync, or none takes a superblock.
     """
     if newest.read_only:
         raise FormatVersionError(
@@ -105,10 +106,10 @@ async def take(newest: Superblock, members: list[Member | None], env: Environmen
 
 
 async def load_root(sb: Superblock, table: SegmentTable, segment_io: SegmentIO) -> Root | None:
-    """The newest checkpoint's root, or None for a pool that never had one.
+    """Return the newest checkpoint's root, or None for a pool without a checkpoint.
 
     Raises:
-        DamagedError, ChecksumError: no copy of it is good.
+        DamagedError: no copy of the root is good.
     """
     if not sb.root.checkpoint:
         return None
@@ -127,7 +128,7 @@ async def load_root(sb: Superblock, table: SegmentTable, segment_io: SegmentIO) 
 
 
 async def read_pieces(segment_io: SegmentIO, pieces: list[Piece], what: str) -> bytes:
-    """Metadata that was cut into pieces.
+    """Return metadata that is stored in pieces; `what` names it in messages.
 
     Raises:
         DamagedError: a piece has no good copy.
@@ -139,7 +140,11 @@ async def read_pieces(segment_io: SegmentIO, pieces: list[Piece], what: str) -> 
 
 
 async def load_directories(made: Root, segment_io: SegmentIO, blockmap: BlockMap) -> None:
-    """Read where all pages are; pages themselves are read when they are needed."""
+    """Read the page directories of all layers; the pages are read when they are needed.
+
+    Raises:
+        DamagedError: a directory has no good copy, or its layer is unknown.
+    """
     index = checkpoint_root.unpack_index(
         await read_pieces(segment_io, made.directories, "directory index")
     )
@@ -159,7 +164,12 @@ async def load_directories(made: Root, segment_io: SegmentIO, blockmap: BlockMap
 async def load(
     roster: Roster, members: list[Member | None], cache_bytes: int, *, was_clean: bool
 ) -> Opened:
-    """Load the newest checkpoint, replay the log behind it, and bring its copies level."""
+    """Load the newest checkpoint, replay the log behind it, and bring its copies level.
+
+    Raises:
+        DamagedError: metadata, or a commit that was durable, is damaged on every copy.
+        DeviceError: the end of the log cannot be read.
+    """
     opened = await load_checkpoint(roster, members, cache_bytes)
     opened.losses = {member.index: member.losses for member in members if member is not None}
     async with aclosing(replay(opened, was_clean=was_clean)) as commits:
@@ -171,7 +181,11 @@ async def load(
 async def load_checkpoint(
     roster: Roster, members: list[Member | None], cache_bytes: int, *, repair: bool = True
 ) -> Opened:
-    """The pool as of its newest checkpoint. Writes nothing but repairs, if those are allowed."""
+    """Return the pool as of its newest checkpoint; with `repair`, bad copies are repaired.
+
+    Raises:
+        DamagedError: metadata is damaged on every copy.
+    """
     sb = roster.superblock
     table = SegmentTable(members, sb.segment_bytes, sb.copies)
     segment_io = SegmentIO(table, repair=repair)
@@ -192,7 +206,7 @@ async def load_checkpoint(
             if known is None:
                 known = table.adopt(number, copies)
                 known.role = Role.META
-            # Rows are older than the last pieces: how much is used is not known exactly.
+            # The rows were made before the last pieces were written: the exact end is not known.
             known.used_bytes = table.segment_bytes
         segment_io = SegmentIO(table, repair=repair)
         blockmap = BlockMap(segment_io, table, cache_bytes)
@@ -222,7 +236,7 @@ async def load_checkpoint(
 
 
 def _end_of(sb: Superblock) -> tuple[int, int]:
-    """Behind the root, which is the last piece of its checkpoint."""
+    """(segment, offset) behind the root, which is the last piece of its checkpoint."""
     offset = (sb.root.a >> 3 & (1 << 22) - 1) * 64 + (sb.root.b & 0xFFFF) + 1
     return sb.root.a >> 25, -(-offset // sb.commit_align) * sb.commit_align
 
@@ -232,11 +246,11 @@ async def replay(
 ) -> AsyncGenerator[Found, None]:
     """Apply the log behind the checkpoint, many commits at once, and yield each commit.
 
-    There is none after a clean stop. With `level`, copies of commits that nobody knows to be
-    durable are made alike (R3).
+    After a clean stop there are no commits. With `level`, the copies of commits that are not known
+    to be durable are made alike (R3). Raises as `Replay.commits_in_order`.
     """
     sb = opened.roster.superblock
-    # The log only ever leaves a segment behind a commit that is durable.
+    # The log leaves a segment only behind a commit that is durable, so jumps name such commits.
     durable = max(sb.durable_commit, *(jump.after_commit for jump in sb.jumps), 0)
     walk = Replay(
         opened.table, sb.pool_uuid, sb.jumps, opened.position, durable,
@@ -259,7 +273,7 @@ async def replay(
 
 
 def _apply(opened: Opened, batch: list[Records]) -> None:
-    """Apply commits of which at most the last has operations; they come behind its writes."""
+    """Apply a batch of commits. Only the last may have operations, which follow its writes."""
     opened.blockmap.apply_all(batch)
     for records in batch:
         for operation in records.operations:
@@ -272,11 +286,15 @@ def _apply(opened: Opened, batch: list[Records]) -> None:
 async def begin(opened: Opened, *, was_clean: bool) -> None:
     """Fix the end of the log before anything is served (R2).
 
-    After a clean stop the log goes on where it was. Else what was replayed is flushed on all
-    copies, as it may only have been in a cache, and the log goes on in a fresh segment.
+    After a clean stop the log goes on where it was. Otherwise the replayed commits are flushed on
+    all copies, as they may only have been in a cache, and the log goes on in a fresh segment.
+
+    Raises:
+        DeviceError: the replayed commits cannot be made durable.
+        NoSpaceError: no segment is free.
     """
     roster, table, at = opened.roster, opened.table, opened.position
-    for each in table.all():  # what no commit came to name is dead
+    for each in table.all():  # data that no commit came to name is dead
         each.last_commit = min(each.last_commit, at.commit)
     segment = table.get(at.announced or at.segment)
     if was_clean and segment is not None and table.has_all_copies(segment):
@@ -304,10 +322,10 @@ async def begin(opened: Opened, *, was_clean: bool) -> None:
 
 
 def _refuse_if_unsafe(opened: Opened) -> None:
-    """What was replayed must be on a member in sync, or have been durable on one that is not.
+    """Check that each replayed commit is on a member in sync, or was durable on a stale one.
 
     Raises:
-        DeviceError: it is only where writes fail, so that it cannot be made durable.
+        DeviceError: a segment is only on members that fail, so it cannot be made durable.
     """
     known = opened.root.position.commit if opened.root else 0
     for segment in opened.table.all():

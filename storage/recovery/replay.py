@@ -1,10 +1,10 @@
 """Reads the log from a checkpoint to its end.
 
-Only the chain is followed: each header repeats the checksum of the one before (R2). What was
-durable when a later commit was written must be there and good on some copy, or the log is
-damaged and the pool refuses (R3). Above that point a commit counts when any copy of it is
-whole; the first that is not ends the log, whatever lies behind it. What cannot be read on any copy
-does not end it: it may be a commit that was acknowledged, so the pool refuses, too.
+Replay follows only the chain: each header repeats the checksum of the one before (R2). A commit
+that was durable when a later one was written must be good on some copy; otherwise the log is
+damaged and the pool does not open (R3). A later commit counts when any copy of it is whole. The
+first commit that is not whole ends the log, whatever lies behind it. A place that cannot be read on
+any copy does not end the log: it may hold an acknowledged commit, so the pool does not open.
 """
 
 from collections import deque
@@ -27,15 +27,15 @@ from storage.members.member import Member
 from storage.members.segments import Role, Segment, SegmentTable
 
 WINDOW_BYTES = 128 << 10
-"""Read at once: many small commits."""
+"""Read at once, as it holds many small commits."""
 
 TABLE_WINDOW_BYTES = 16 << 10
-"""Read at once behind a large commit, as the next one is large, too: a header and its table. The
-rest is payload, which replay skips; with it a tail of large commits took twice as long."""
+"""Read at once behind a large commit: header and table of the next one, which is likely large, too.
+Replay skips its payload; reading that made a tail of large commits take twice as long."""
 
 LOOKS_MAX = 16
-"""For what is read ahead, before a thread waits for it: a disk takes 0.1 ms, and a thread 0.6 until
-all goes on. Each look takes 20 us, and other tasks run in between."""
+"""Looks for data that is being read ahead, before a thread waits for it: a disk takes 0.1 ms, a
+thread 0.6 ms until replay goes on. A look takes 20 us, and other tasks run between two looks."""
 
 SCAN_BYTES = 8 << 20
 
@@ -51,12 +51,12 @@ class Found:
 
 
 class _Outcomes:
-    """What came of reading the copies of one commit that was not found whole.
+    """The results of reading the copies of one commit that was not found whole.
 
-    A commit that is not whole on some copy that counts was never acknowledged. One that cannot be
-    read on any may have been: then nobody can say where the log ends. A member that failed a moment
-    ago, as the pool was taken, is not in sync any more, and yet may hold the only copy: `counting`
-    has the members that know, see `Roster.last_holders`.
+    If a copy that counts can be read and is not whole, the commit was never acknowledged. If no
+    copy that counts can be read, it may have been, and the end of the log is not known. A member
+    that failed when the pool was taken is no longer in sync, yet it may hold the only copy:
+    `counting` has the members whose copies count, see `Roster.last_holders`.
     """
 
     def __init__(self, counting: set[int], *, was_clean: bool = False) -> None:
@@ -67,7 +67,7 @@ class _Outcomes:
 
     @contextmanager
     def of(self, member: Member) -> Iterator[None]:
-        """Around reading the copy of a member; a read that fails counts, and ends the block."""
+        """Note how reading a member's copy ends; a DeviceError is kept, and ends the block."""
         try:
             yield
         except TakenError:
@@ -78,7 +78,10 @@ class _Outcomes:
             self._is_known |= member.index in self._counting
 
     def refuse_if_unknown(self, at: LogPosition) -> None:
-        """Raise DeviceError if no copy that counts could be read."""
+        """Raise DeviceError if no copy that counts could be read.
+
+        After a clean stop the log ends here, so missing members do not matter then.
+        """
         if self._is_known or (self._was_clean and self._failure is None):
             return
         if self._failure is None:
@@ -95,33 +98,35 @@ class _Outcomes:
 
 @dataclass
 class Replay:
-    """A walk along the log. `end` is behind the last commit that counts."""
+    """A walk along the log. `end` is the position behind the last commit that counts."""
 
     table: SegmentTable
     pool_uuid: UUID
     jumps: tuple[Jump, ...]
     end: LogPosition
     durable: int
+    """All commits through this one are known to be durable."""
     last_holders: Callable[[Iterable[Copy]], set[int]]
     """As `Roster.last_holders`."""
     commits: int = 0
     level: bool = True
-    """Write whole commits over torn copies of them."""
+    """Whether whole commits are written over torn copies of them."""
     was_clean: bool = False
-    """The log is known to end where it begins."""
+    """Whether the log is known to end where the walk begins."""
     _window: tuple[int, int, memoryview] = field(default=(0, 0, memoryview(b"")))
+    """(segment, offset, bytes) of the first copy that were read at once."""
     _window_bytes: int = WINDOW_BYTES
     _ahead: tuple[Member, int] | None = None
-    """Where reading has begun."""
+    """(member, device offset) of the read-ahead under way."""
     _known: dict[int, set[int]] = field(default_factory=dict)
-    """By segment, whose copies count."""
+    """By segment number, the members whose copies count."""
 
     async def commits_in_order(self) -> AsyncGenerator[Found, None]:
         """Yield every commit that counts; the caller applies it before it asks for the next.
 
         Raises:
             DamagedError: a commit that was durable is damaged on every copy.
-            DeviceError: no copy can be read of what may be one.
+            DeviceError: a place that may hold a commit cannot be read on any copy that counts.
         """
         ahead: deque[Found] = deque()
         at = self.end
@@ -188,7 +193,7 @@ class Replay:
         if not segment.places:
             if self.was_clean:
                 return None
-            # It may hold commits that were durable: this is not the end of the log.
+            # The segment may hold commits that were durable: the log need not end here.
             raise DamagedError(
                 f"the log goes on where no member is attached, attach missing members: "
                 f"after_commit={at.commit} segment={segment.number}"
@@ -203,10 +208,11 @@ class Replay:
         return None
 
     async def _read(self, segment: Segment, at: LogPosition, which: int) -> Found | None:
-        """The commit behind `at` from one copy, its records verified; None when it is not whole.
+        """Return the commit behind `at` from copy number `which`, its records verified; None when
+        header or table are not whole.
 
         Raises:
-            DeviceError: that cannot be known.
+            DeviceError: the copy cannot be read.
         """
         head = await self._bytes(segment, at.offset, HEADER_BYTES, which)
         header = commit.decode_header(head)
@@ -236,7 +242,7 @@ class Replay:
         )
 
     def _read_ahead(self, segment: Segment, offset: int, which: int) -> None:
-        """Have what follows on its way while this commit is decoded, unless it is here already."""
+        """Begin to read from `offset` while a commit is decoded, unless the window has that."""
         number, start, data = self._window
         if number == segment.number and offset < start + len(data):
             return
@@ -246,7 +252,7 @@ class Replay:
             self._ahead = (member, base + offset)
 
     async def _bytes(self, segment: Segment, offset: int, length: int, which: int) -> memoryview:
-        """Bytes of one copy; those of the first come through a window that is read ahead."""
+        """Return bytes of one copy; reads of the first copy go through the window."""
         member, base = segment.places[which]
         if which:
             return memoryview(await member.read(base + offset, length))
@@ -256,7 +262,7 @@ class Replay:
             try:
                 data = await self._awaited(member, base + offset, span)
             except DeviceError:
-                # Maybe it is something further on that cannot be read.
+                # The bytes that cannot be read may lie further on in the window.
                 return memoryview(await member.read(base + offset, length))
             self._window = (segment.number, offset, data)
             start = offset
@@ -274,9 +280,9 @@ class Replay:
     # -- the tail
 
     async def _level(self, found: Found) -> bool:
-        """Make all copies of a commit above the durable point alike (R3).
+        """Make all copies that count of a commit behind the durable point alike (R3).
 
-        Returns False when none is whole: the log ends before it.
+        Returns False when none is whole: the log ends before this commit.
         """
         whole: memoryview | None = None
         torn: list[tuple[Member, int]] = []
@@ -308,16 +314,20 @@ class Replay:
         return commit.payload_is_good(data, header, found.records)
 
     async def _refuse_if_durable_lost(self) -> None:
-        """A header behind the end that says more was durable proves damage, not a torn tail."""
-        witness = max(self.durable, await self._witness())
-        if witness > self.end.commit:
+        """Raise DamagedError if more commits were durable than were read.
+
+        A header behind the end that says so proves damage, not a torn tail.
+        """
+        durable = max(self.durable, await self._durable_behind_end())
+        if durable > self.end.commit:
             raise DamagedError(
                 "log is damaged: commits that were durable cannot be read from any copy; "
                 f"attach missing members or restore: last_good={self.end.commit} "
-                f"durable={witness} segment={self.end.segment} offset={self.end.offset}"
+                f"durable={durable} segment={self.end.segment} offset={self.end.offset}"
             )
 
-    async def _witness(self) -> int:
+    async def _durable_behind_end(self) -> int:
+        """Return the highest `durable_through` in headers behind the end, 0 without any."""
         at = self._after_jump(self.end)
         if at.announced:
             at = replace(at, segment=at.announced, offset=0)
@@ -332,10 +342,10 @@ class Replay:
                     data = memoryview(await member.read(base + start, length))
                 except DeviceError:
                     continue
-                best = max(best, self._best_header(data, at, start))
+                best = max(best, self._highest_durable(data, at, start))
         return best
 
-    def _best_header(self, data: memoryview, at: LogPosition, start: int) -> int:
+    def _highest_durable(self, data: memoryview, at: LogPosition, start: int) -> int:
         magic = np.frombuffer(commit.MAGIC, dtype="<u8")[0]
         words = np.frombuffer(data, dtype="<u8")[::512]
         best = 0

@@ -8,16 +8,14 @@ first.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 
 from blockdev.errors import DeviceError
 from storage.checkpoint.metadata_writer import PIECE_BYTES_MAX
 from storage.errors import PoolError
-from storage.format import codec, commit, pages, superblock
+from storage.format import codec, pages, superblock
 from storage.format.codec import digest_of
 from storage.format.entry import (
     BLOCK_BYTES,
@@ -32,43 +30,19 @@ from storage.format.entry import (
 )
 from storage.format.pages import PAGE_BLOB_BYTES_MAX
 from storage.format.superblock import RING_SLOTS, SUPERBLOCK_BYTES, Superblock
-from storage.info import CheckReport, Damage
+from storage.info import CheckReport
 from storage.map.layer import Layer
 from storage.map.page_reader import Merged
-from storage.map.usage import DELETED, Usage
+from storage.map.usage import DELETED
 from storage.members.member import MemberDevice, closing_offset
 from storage.members.roster import Roster
 from storage.members.segments import Segment
 from storage.recovery import assemble, opening
-from storage.recovery.opening import Opened
-from storage.recovery.replay import Found
-
-Progress = Callable[[str, int, int], None]
+from storage.verify.check_log import check_log
+from storage.verify.check_state import Check, Progress
 
 PAGE_CACHE_BYTES = 16 << 20
 WINDOW_BYTES = 4 << 20
-DAMAGE_MAX = 1000
-"""Findings kept; a destroyed member would fill memory with them."""
-
-
-@dataclass
-class _Check:
-    opened: Opened
-    was_clean: bool
-    progress: Progress
-    damage: list[Damage] = field(default_factory=list)
-    extents: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)
-    """By segment: offset to (stored bytes, check)."""
-    live: Counter[int] = field(default_factory=Counter)
-    usage: Usage = field(default_factory=Usage)
-    pages: int = 0
-    commits: int = 0
-    verified: int = 0
-    bytes_verified: int = 0
-
-    def add(self, what: str, where: str, *, repairable: bool = False) -> None:
-        if len(self.damage) < DAMAGE_MAX:
-            self.damage.append(Damage(what, where, repairable))
 
 
 async def check_pool(
@@ -87,20 +61,20 @@ async def check_pool(
     attached = assemble.attach(newest, found, without=everybody)
     roster = Roster(newest, attached, newest.members)
     opened = await opening.load_checkpoint(roster, attached, PAGE_CACHE_BYTES, repair=False)
-    check = _Check(opened, newest.clean, progress or (lambda *_: None))
+    check = Check(opened, newest.clean, progress or (lambda *_: None))
     await _check_members(check, newest)
     await _check_tables(check, newest)
     await _check_pages(check)
     _check_counts(check)
     await _check_extents(check)
-    await _check_log(check)
+    await check_log(check)
     return CheckReport(
         newest.pool_uuid, check.commits, check.verified, check.bytes_verified, check.pages,
         check.damage,
     )  # fmt: skip
 
 
-async def _check_members(check: _Check, newest: Superblock) -> None:
+async def _check_members(check: Check, newest: Superblock) -> None:
     for member, row in zip(check.opened.roster.members, newest.members, strict=True):
         if member is None:
             check.add("member is missing", f"member={row.uuid} host={row.host}", repairable=True)
@@ -119,7 +93,7 @@ async def _check_members(check: _Check, newest: Superblock) -> None:
                     check.add("superblock is damaged", where, repairable=True)
 
 
-async def _check_tables(check: _Check, newest: Superblock) -> None:
+async def _check_tables(check: Check, newest: Superblock) -> None:
     """Opening was content with one good copy of each; here all are looked at."""
     made = check.opened.root
     if made is None:
@@ -134,7 +108,7 @@ async def _check_tables(check: _Check, newest: Superblock) -> None:
 # -- the map as of the checkpoint
 
 
-async def _check_pages(check: _Check) -> None:
+async def _check_pages(check: Check) -> None:
     layers = [check.opened.blockmap.layers[n] for n in sorted(check.opened.blockmap.layers)]
     total = sum(1 for layer in layers for _ in layer.directory.pages())
     for layer in layers:
@@ -148,7 +122,7 @@ async def _check_pages(check: _Check) -> None:
     check.progress("pages", check.pages, total)
 
 
-async def _check_page(check: _Check, layer: Layer, number: int) -> None:
+async def _check_page(check: Check, layer: Layer, number: int) -> None:
     where = f"layer={layer.number} page={number}"
     row = layer.directory.get(number)
     assert row is not None
@@ -173,14 +147,14 @@ async def _check_page(check: _Check, layer: Layer, number: int) -> None:
         await _check_inherited(check, layer, layer.parent, number, merged, where)
 
 
-async def _merged(check: _Check, layer: Layer, number: int) -> Merged:
+async def _merged(check: Check, layer: Layer, number: int) -> Merged:
     return await check.opened.blockmap.read_merged(
         layer, number, lambda up, page: up.directory.get(page), lambda up: up.parent
     )
 
 
 async def _check_inherited(
-    check: _Check, layer: Layer, parent: Layer, number: int, merged: Merged, where: str
+    check: Check, layer: Layer, parent: Layer, number: int, merged: Merged, where: str
 ) -> None:
     try:
         above = await _merged(check, parent, number)
@@ -202,7 +176,7 @@ async def _check_inherited(
             return
 
 
-async def _block_at(check: _Check, a: int, b: int) -> bytes | None:
+async def _block_at(check: Check, a: int, b: int) -> bytes | None:
     """The block behind an entry; None when no copy is good, which is reported elsewhere."""
     at = unpack(a, b)
     try:
@@ -213,7 +187,7 @@ async def _block_at(check: _Check, a: int, b: int) -> bytes | None:
 
 
 async def _check_blob(
-    check: _Check, a: int, b: int, plain_bytes_max: int, what: str, *, is_counted: bool = True
+    check: Check, a: int, b: int, plain_bytes_max: int, what: str, *, is_counted: bool = True
 ) -> bool:
     """Verify one piece of metadata on every copy; False when no copy is good.
 
@@ -245,7 +219,7 @@ async def _check_blob(
     return good > 0
 
 
-def _note_entries(check: _Check, entries: Words, where: str) -> None:
+def _note_entries(check: Check, entries: Words, where: str) -> None:
     kinds = entries[:, 0] & np.uint64(KIND_MASK)
     for kind in np.unique(kinds).tolist():
         if kind not in KNOWN_KINDS:
@@ -264,7 +238,7 @@ def _note_entries(check: _Check, entries: Words, where: str) -> None:
             check.add("two map entries disagree on one place", f"{where} segment={at.segment}")
 
 
-def _check_counts(check: _Check) -> None:
+def _check_counts(check: Check) -> None:
     if check.opened.root is None:
         return
     for segment in check.opened.table.all():
@@ -277,7 +251,7 @@ def _check_counts(check: _Check) -> None:
     _check_usage(check)
 
 
-def _check_usage(check: _Check) -> None:
+def _check_usage(check: Check) -> None:
     """What layers store: recorded as counted, and with the map as much as segments hold."""
     catalogue, recorded, counted = check.opened.catalogue, check.opened.usage, check.usage
     merging = catalogue.merging()
@@ -309,7 +283,7 @@ def _end_of_merges(merging: dict[int, int], number: int) -> int:
 # -- stored data
 
 
-async def _check_extents(check: _Check) -> None:
+async def _check_extents(check: Check) -> None:
     total = sum(len(held) for held in check.extents.values())
     done = 0
     for number in sorted(check.extents):
@@ -319,7 +293,7 @@ async def _check_extents(check: _Check) -> None:
         check.progress("extents", done, total)
 
 
-async def _check_segment(check: _Check, segment: Segment, held: dict[int, tuple[int, int]]) -> None:
+async def _check_segment(check: Check, segment: Segment, held: dict[int, tuple[int, int]]) -> None:
     bad: Counter[int] = Counter()
     findings: list[tuple[int, str]] = []
     for member, base in segment.places:
@@ -338,7 +312,7 @@ async def _check_segment(check: _Check, segment: Segment, held: dict[int, tuple[
 
 
 async def _bad_extents(  # type: ignore[no-untyped-def]
-    check: _Check, segment: Segment, held: dict[int, tuple[int, int]], read, base: int
+    check: Check, segment: Segment, held: dict[int, tuple[int, int]], read, base: int
 ) -> list[int]:
     """Offsets of the extents of one copy that do not have their hash."""
     bad: list[int] = []
@@ -360,41 +334,3 @@ async def _bad_extents(  # type: ignore[no-untyped-def]
         else:
             check.bytes_verified += stored
     return bad
-
-
-# -- the log behind the checkpoint
-
-
-async def _check_log(check: _Check) -> None:
-    async with aclosing(
-        opening.replay(check.opened, level=False, was_clean=check.was_clean)
-    ) as commits:
-        async for found in commits:
-            check.commits += 1
-            await _check_commit(check, found)
-            if check.commits % 64 == 0:
-                check.progress("commits", check.commits, check.commits)
-
-
-async def _check_commit(check: _Check, found: Found) -> None:
-    header, whole, torn = found.header, 0, []
-    for member, base in found.segment.places:
-        try:
-            data = memoryview(await member.read(base + header.offset, header.total_bytes))
-        except DeviceError:
-            data = memoryview(b"")
-        is_good = len(data) == header.total_bytes and commit.payload_is_good(
-            data, header, found.records
-        )
-        if is_good and commit.decode_header(data) == header:
-            whole += 1
-            check.bytes_verified += len(data)
-        else:
-            torn.append(member.name)
-    durable = header.number <= check.opened.roster.superblock.durable_commit
-    for name in torn if durable or not whole else ():
-        check.add(
-            "commit is damaged",
-            f"commit={header.number} segment={header.segment} offset={header.offset} member={name}",
-            repairable=bool(whole),
-        )

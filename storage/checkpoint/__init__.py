@@ -1,5 +1,5 @@
-"""The state of one commit, made durable, so that recovery starts there and space comes back.
+"""Checkpoints: make the state of one commit durable, to start recovery there and to free space.
 
-Takes pending changes of the map and the catalogue, and gives a root that the superblocks name.
-Merges layers and moves old metadata on the way.
+Takes the pending changes of the map, and the catalogue. Gives a root that the superblocks name.
+Merges deleted layers into their children and relocates old metadata on the way.
 """

@@ -1,13 +1,13 @@
-"""The checkpoint: counts, catalogue and map pages of one commit, made durable (R8).
+"""Writes checkpoints: makes the counts, catalogue and map pages of one commit durable (R8).
 
-Order (R10): metadata written and flushed on all copies, then superblocks and their flush, and
-only then is anything reused. Until the superblocks are written, nothing names what was
-written before, so an attempt that fails is forgotten and made again.
+Order (R10): metadata is written and flushed on all copies, then superblocks are written and
+flushed, and only then is space reused. Until the superblocks are written, none of them names the
+new metadata, so a failed attempt is forgotten and made again.
 
-Pages are taken in order, parents before children. For each the old version is read, the
-pending changes are applied, what they displace is taken off the live counts, and
-a delta or a new base is written. Then pages are written again that keep metadata segments which
-are mostly dead from coming back (`storage.checkpoint.relocate`).
+Pages are written in order, parents before children. For each page the old version is read, the
+pending changes are applied, the blocks that they displace are taken off the live counts, and
+a delta or a new base is written. Then the live pages of mostly dead metadata segments are written
+again, so that these segments can be freed (`storage.checkpoint.relocate`).
 """
 
 import logging
@@ -40,11 +40,11 @@ from storage.members.segments import Segment, SegmentTable, State
 log = logging.getLogger("cenote.storage")
 
 DELETED_PAGES = 4096
-"""Pages of deleted layers given back or merged per checkpoint, so that none takes long: some
-0.4 s when they are dropped, or 2 s when all of them have to be read and written anew."""
+"""Pages of deleted layers given back or merged per checkpoint, so that no checkpoint takes long:
+some 0.4 s when they are dropped, or 2 s when all of them have to be read and written anew."""
 
 PAGES_PER_TURN = 8
-"""Then others run: a page takes 0.1 to 1 ms, as many changes as it has."""
+"""Pages between two turns of other tasks: a page takes 0.1 to 1 ms, more with more changes."""
 
 ATTEMPTS_MAX = 4
 
@@ -58,18 +58,19 @@ class Checkpointer:
     ):  # fmt: skip
         self.number = roster.superblock.root.checkpoint
         self.position: LogPosition | None = None
-        """Where replay would start; None as long as there is no checkpoint."""
+        """The log position where replay would start; None before the first checkpoint."""
         self.layers_left = bool(durable.merging()) or any(r.dying for r in durable.layers.values())
-        """Deleted layers still hold space: another checkpoint gives more of it back."""
+        """Whether deleted layers still hold space: another checkpoint gives more of it back."""
         self.usage = usage
-        """What layers store, as of the last checkpoint."""
+        """Blocks and bytes of each layer, as of the last checkpoint."""
         self.stock = stock
-        """What segments hold, as of the last checkpoint."""
+        """How full the segments were at the last checkpoint."""
         self.cooling: set[int] = {s.number for s in table.all() if s.state is State.FREED}
+        """Freed segments, whose slots the next checkpoint makes reusable (R10)."""
         self.whole: set[int] = set()
-        """Layers whose pages are to get a base of their own."""
+        """Layers each of whose pages is to get a base, see `storage.volumes.flatten`."""
         self.rewrite: set[tuple[int, int]] = set()
-        """(layer, chunk) of directories of which no copy is good; the next one writes them anew."""
+        """(layer, chunk) of directories without a good copy; the next checkpoint rewrites them."""
         self._map = blockmap
         self._table = table
         self._segment_io = segment_io
@@ -80,22 +81,25 @@ class Checkpointer:
         self.relocator = Relocator(blockmap, table, meta)
         self._lock = trio.Lock()
         self._published = False
-        """Superblocks of the attempt under way may be on members already."""
+        """Whether superblocks of the attempt under way may be on members already."""
 
     @property
     def has_more_to_free(self) -> bool:
-        """Whether another checkpoint gives space back even if nothing happens until then."""
+        """Whether another checkpoint gives space back even if nothing is written until then."""
         return bool(self.cooling) or self.layers_left
 
     async def run(
         self, position_now: Callable[[], LogPosition], *, clean: bool = False
     ) -> dict[int, int | None]:
-        """Write a checkpoint of the durable state; returns layers that are gone for good, and which
-        one has their blocks now, if any.
+        """Write a checkpoint of the durable state. Returns the layers that are gone for good, each
+        with the layer that it was merged into, or None.
+
+        On error or cancellation the changes are pending again, for the next checkpoint; the
+        superblocks name the last checkpoint, or maybe the new one.
 
         Raises:
             NoSpaceError: even the reserve is used up.
-            DeviceError: no member takes metadata any more.
+            DeviceError: no member takes metadata any more, or a page of the map cannot be read.
         """
         async with self._lock:
             for attempt in range(ATTEMPTS_MAX):
@@ -179,13 +183,13 @@ class Checkpointer:
             await self._put_page(frozen, layer, number, merged)
 
     async def _write_whole(self, frozen: Frozen, layer: Layer, budget: int) -> int:
-        """Give pages a base that have none; returns how many it was."""
+        """Write a base for up to `budget` pages of a layer without one; returns their number."""
         done = 0
         for number in layer.directory.without_base():
             if done >= budget:
                 break
             row = frozen.row(layer, number)
-            if row is not None and not row[0]:  # else it was written a moment ago
+            if row is not None and not row[0]:  # else this checkpoint has written it already
                 await self._put_page(frozen, layer, number, await self._read(frozen, layer, number))
                 done += 1
                 if done % PAGES_PER_TURN == 0:
@@ -203,7 +207,7 @@ class Checkpointer:
         frozen.stage(layer, number, new_row)
 
     async def _release_layer(self, frozen: Frozen, layer: Layer, budget: int) -> int:
-        """Give back up to `budget` pages of a dropped layer; returns how many it was."""
+        """Give back up to `budget` pages of a dropped layer; returns their number."""
         frozen.usage.move(layer.number, DELETED)
         for pending in layer.frozen_pending.values():
             frozen.release(pending.named())
@@ -288,11 +292,11 @@ class Checkpointer:
             raise MetaWriteError(failures)
         for member in members:
             if member.losses != frozen.losses.get(member.index, member.losses):
-                # Another flush failed meanwhile, and with it maybe what was written here (R4).
+                # Another flush failed meanwhile, and may have lost this metadata (R4).
                 raise MetaWriteError([])
         if any(self._table.is_degraded(segment) for segment in self._meta.written):
-            # It failed elsewhere meanwhile, stale since a commit that may be this one: it would
-            # not be known to miss this when it comes back (R5).
+            # A member failed elsewhere meanwhile, stale since a commit that may be this one: when
+            # it comes back, it would not be known to miss this metadata (R5).
             raise MetaWriteError([])
 
     # -- afterwards

@@ -1,6 +1,6 @@
-"""When a checkpoint is due: by what replaying the log would cost, by age, or by what waits for one.
+"""Decides when a checkpoint is due: by the cost of a replay, by age, or by changes that wait for it.
 
-The cost counts records and commits behind the last checkpoint; a cost of 1 makes one due.
+The cost counts records and commits after the last checkpoint; a cost of 1 makes one due.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class Due:
 
     Args:
         commits: how many commits were logged since the pool was opened.
-        replayed: how many commits opening replayed, behind the newest checkpoint.
+        replayed: how many commits opening replayed, after the newest checkpoint.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Due:
         self._copies_added = False
 
     def copies_added(self) -> None:
-        """Note that segments got copies which no checkpoint knows of."""
+        """Note that segments got copies that no checkpoint records yet."""
         self._copies_added = True
 
     def begun(self) -> int:
@@ -44,12 +44,12 @@ class Due:
         return self._commits()
 
     def written(self, commits: int) -> None:
-        """Note that the checkpoint is written which began after so many commits."""
+        """Note that the checkpoint that began after so many commits is written."""
         self._commits_then = commits
         self._written_at = trio.current_time()
 
     def replay_cost(self) -> float:
-        """Cost for the next opening if the daemon died now; 1 makes a checkpoint due."""
+        """The cost of a replay if the daemon died now; 1 makes a checkpoint due."""
         records = self._map.records_pending / self._settings.checkpoint_records
         return records + self._commits_since() / self._settings.checkpoint_commits
 

@@ -1,21 +1,21 @@
-"""Merging: a deleted layer that one other stands on goes into that one.
+"""Merges a deleted layer that has one child into that child.
 
-A checkpoint does it page by page, a bounded number at a time, in what it stages: the layers
-change hands exactly when the checkpoint is published, so a crash at any point finds the
-merge where the last checkpoint left it (R8, R12). Nothing is logged and nothing is copied: stored
+A checkpoint merges page by page, a bounded number at a time, in the state that it stages: pages
+change their owner exactly when the checkpoint is published, so a crash at any point finds the
+merge where the last checkpoint left it (R8, R12). Nothing is logged and no block is copied: stored
 blocks only change their owner.
 
-    page only in the upper layer    its row moves to the lower layer: no I/O
-    page only in the lower layer    nothing
-    page in both                    read both; what the lower one overwrote is given back, and the
-                                    rest becomes its own: one delta or base is written
+    page only in the parent    its row moves to the child: no I/O
+    page only in the child     nothing
+    page in both               read both; blocks that the child overwrote are given back, the other
+                               ones of the parent become the child's: one delta or base is written
 
-So the I/O follows the smaller of the two layers. Pages in memory stay as they are, as what a block
-of the lower layer holds does not change, but for those that name where a block of the upper one
-was before it was moved: that was a hint, and now it has to be exact. When the upper layer stores
-nothing any more it leaves the tree. Layers below have deltas that count from the nearest base above
-them; whichever base the merged page keeps or gets, it holds nothing that those deltas do not
-repeat.
+So the I/O follows the smaller of the two layers. Cached pages stay valid, as the content of the
+child's blocks does not change. Pages that name the place of a parent's block before the cleaner
+moved it are dropped: the entry was a hint, and now it has to be exact. When the parent stores
+nothing any more, it leaves the tree. The deltas of the child's descendants count from the nearest
+base in their ancestry; whichever base the merged page keeps or gets, it holds no change that those
+deltas do not repeat.
 """
 
 import trio
@@ -27,11 +27,11 @@ from storage.map.blockmap import BlockMap
 from storage.map.layer import Layer
 
 PAGES_PER_TURN = 8
-"""Then others run: a page takes some 100 us."""
+"""Pages between two turns of other tasks: a page takes some 100 us."""
 
 CHUNK_COST_PAGES = 8
-"""What a directory chunk costs a budget of pages: two whole ones are held until the checkpoint is
-done, and written."""
+"""Pages that a directory chunk counts as: two whole chunks are held in memory until the checkpoint
+is done, and written."""
 
 
 class Merger:
@@ -41,60 +41,66 @@ class Merger:
         self._map = blockmap
         self._meta = meta
 
-    async def merge(self, frozen: Frozen, upper: Layer, budget: int) -> int:
-        """Move pages into the layer that stands on `upper`, as far as `budget` goes; returns
-        how much of it is used: one for each page that had to be read and written."""
-        lower = self._map.layers[frozen.merging[upper.number]]
-        frozen.usage.move(upper.number, lower.number)
+    async def merge(self, frozen: Frozen, parent: Layer, budget: int) -> int:
+        """Move pages of a deleted layer into its child, as far as `budget` goes; returns the used
+        part of it: one for each page read and written, and the cost of each chunk.
+
+        Raises:
+            ChecksumError, DamagedError: a page of the map has no good copy.
+            MetaWriteError, NoSpaceError: as `MetaWriter.append`.
+        """
+        child = self._map.layers[frozen.merging[parent.number]]
+        frozen.usage.move(parent.number, child.number)
         done = 0
-        for number in frozen.chunk_numbers(upper):
+        for number in frozen.chunk_numbers(parent):
             if done >= budget:
                 return done
             done += CHUNK_COST_PAGES
-            theirs = frozen.chunk(upper, number)
-            ours = frozen.chunk(lower, number)
-            has_upper = (theirs[:, 0] | theirs[:, 2]) != 0
-            has_lower = (ours[:, 0] | ours[:, 2]) != 0
-            only = has_upper & ~has_lower
+            theirs = frozen.chunk(parent, number)
+            ours = frozen.chunk(child, number)
+            in_parent = (theirs[:, 0] | theirs[:, 2]) != 0
+            in_child = (ours[:, 0] | ours[:, 2]) != 0
+            only = in_parent & ~in_child
             ours[only] = theirs[only]
             theirs[only] = 0
-            for within in (has_upper & has_lower).nonzero()[0].tolist():
+            for within in (in_parent & in_child).nonzero()[0].tolist():
                 if done >= budget:
                     return done
-                await self._merge_page(frozen, upper, lower, number << CHUNK_SHIFT | within)
+                await self._merge_page(frozen, parent, child, number << CHUNK_SHIFT | within)
                 done += 1
                 if done % PAGES_PER_TURN == 0:
                     await trio.lowlevel.checkpoint()
         return done
 
-    async def _merge_page(self, frozen: Frozen, upper: Layer, lower: Layer, number: int) -> None:
-        merged = await read_page(self._map, self._meta, frozen, lower, number)
-        above = await read_page(self._map, self._meta, frozen, upper, number)
-        upper_row, lower_row = frozen.row(upper, number), frozen.row(lower, number)
-        assert upper_row is not None
-        assert lower_row is not None
-        overwritten = above.own & merged.own
-        inherited = above.own & ~merged.own
-        frozen.displace(lower.number, above.entries[overwritten])
+    async def _merge_page(self, frozen: Frozen, parent: Layer, child: Layer, number: int) -> None:
+        merged = await read_page(self._map, self._meta, frozen, child, number)
+        theirs = await read_page(self._map, self._meta, frozen, parent, number)
+        parent_row, child_row = frozen.row(parent, number), frozen.row(child, number)
+        assert parent_row is not None
+        assert child_row is not None
+        overwritten = theirs.own & merged.own
+        inherited = theirs.own & ~merged.own
+        frozen.displace(child.number, theirs.entries[overwritten])
         merged.own |= inherited
-        # They were hints, and may be older than a move; what is owned has to be exact.
-        merged.changed |= inherited & (merged.entries != above.entries).any(axis=1)
-        merged.entries[inherited] = above.entries[inherited]
-        if lower_row[0]:
-            # Its base holds these as another's: a delta says that they are its own now.
+        # The child's entries were hints, and may be older than a move; own entries must be exact.
+        merged.changed |= inherited & (merged.entries != theirs.entries).any(axis=1)
+        merged.entries[inherited] = theirs.entries[inherited]
+        if child_row[0]:
+            # The child's base holds these as inherited: a delta says that they are its own now.
             merged.changed |= inherited
-            base = lower_row[:2]
+            base = child_row[:2]
         else:
-            # The lower delta repeats what the upper one holds, but not whose it is since a merge.
-            merged.changed |= above.changed
-            base = upper_row[:2]
+            # The child's delta repeats the entries of the parent's, but not that an earlier merge
+            # made some of them the parent's own.
+            merged.changed |= theirs.changed
+            base = parent_row[:2]
         row = [*base, 0, 0]
         if merged.changed.any() or not base[0]:
             row = await store_page(self._meta, merged, row)
-        cached = lower.pages.get(number)
+        cached = child.pages.get(number)
         if cached is not None and (cached.entries != merged.entries)[inherited].any():
             cached = None
-        frozen.merged.append((lower, number, cached))
-        frozen.replace_blobs([upper_row, lower_row], row)
-        frozen.stage(lower, number, row)
-        frozen.stage(upper, number, NO_ROW)
+        frozen.merged.append((child, number, cached))
+        frozen.replace_blobs([parent_row, child_row], row)
+        frozen.stage(child, number, row)
+        frozen.stage(parent, number, NO_ROW)

@@ -1,9 +1,9 @@
 """Writes metadata: pages, directories, tables and the root of a checkpoint.
 
-Metadata lies in segments of its own, apart from the log: it dies at another pace, and
-nothing has to be announced, because only what a superblock names counts. Pieces are packed at 64
-bytes; each `finish` ends on the commit alignment, so that no physical block with flushed data is
-written again (R15).
+Metadata lies in segments of its own, apart from the log: it dies at another pace, and its segments
+need no announcement, because metadata counts only once a superblock leads to it. Pieces are aligned
+to 64 bytes; each `finish` ends on the commit alignment, so that no physical block with flushed data
+is written again (R15).
 """
 
 from blockdev.errors import DeviceError
@@ -14,14 +14,15 @@ from storage.members.segment_io import Failure, SegmentIO
 from storage.members.segments import MemberFailedError, Role, Segment, SegmentTable, State
 
 CHUNK_BYTES = 1 << 20
-"""Written at once; with 1 MiB segments a quarter of it."""
+"""Bytes written at once, or a quarter of a segment when that is less."""
 
 PIECE_BYTES_MAX = 64 << 10
 """Larger metadata is cut: an entry locates at most 64 KiB."""
 
 
 class MetaWriteError(DeviceError):
-    """Copies failed while metadata was written; nothing names it, so the attempt starts again."""
+    """Copies failed while metadata was written. No superblock names it yet: the attempt starts
+    again."""
 
     def __init__(self, failures: list[Failure]):
         why = failures[0].error if failures else "a flush that failed meanwhile took it along"
@@ -35,11 +36,11 @@ class MetaWriter:
     def __init__(self, segment_io: SegmentIO, table: SegmentTable, align: int):
         self.segment: Segment | None = None
         self.offset = 0
-        """Where the next chunk is written; what lies before is on the members."""
+        """Where the next chunk is written; all bytes before it are on the members."""
         self.bytes_written = 0
-        """Since the pool was opened."""
+        """Bytes written since the pool was opened."""
         self.commit = 0
-        """The commit that is checkpointed; a member stale since before it misses this."""
+        """The commit that is checkpointed; a member stale since an earlier one misses this."""
         self._segment_io = segment_io
         self._table = table
         self._align = align
@@ -51,7 +52,7 @@ class MetaWriter:
         self._kept: tuple[Segment | None, int] = (None, 0)
 
     def go_on(self, segment: int, offset: int) -> None:
-        """Continue behind the last checkpoint, in its segment."""
+        """Continue after the last checkpoint, in its segment."""
         self.segment = self._table[segment]
         self.segment.state = State.OPEN
         self.offset = offset
@@ -74,7 +75,8 @@ class MetaWriter:
         return pack_a(kind, segment.number, at), pack_b(len(stored), 1, digest_of(stored))
 
     async def fetch(self, a: int, b: int, plain_bytes_max: int) -> bytes:
-        """Read a piece, also one that is not written yet. Raises as `SegmentIO.read_located`."""
+        """Read a piece by its entry words, also one that is not written yet. Raises as
+        `SegmentIO.read_located`."""
         at = unpack(a, b)
         start = at.offset - self.offset
         if self.segment is None or at.segment != self.segment.number or start < 0:
@@ -82,7 +84,8 @@ class MetaWriter:
         return codec.expand(at.kind, self._chunk[start : start + at.stored_bytes], plain_bytes_max)
 
     async def append_long(self, data: bytes) -> list[tuple[int, int]]:
-        """Store any amount, cut into pieces; returns their entry words in order."""
+        """Store any number of bytes, cut into pieces; returns their entry words in order. Raises as
+        `append`."""
         return [
             await self.append(data[start : start + PIECE_BYTES_MAX])
             for start in range(0, len(data), PIECE_BYTES_MAX)
@@ -123,19 +126,20 @@ class MetaWriter:
             raise MetaWriteError(failures)
 
     async def finish(self) -> None:
-        """Write what is left; afterwards a flush makes everything durable."""
+        """Write the pieces that are still in memory; a flush then makes all pieces durable. Raises
+        as `append`."""
         await self._write()
 
     def keep(self) -> None:
-        """What was written is named by superblocks now."""
+        """Keep everything written so far: the superblocks name it now."""
         self._kept = (self.segment, self.offset)
         self._begun = []
         self.written = []
 
     def abandon(self, *, maybe_named: bool) -> None:
-        """Forget what was written since `keep`: nothing names it, and its space is free again.
+        """Forget everything written since `keep`: no superblock names it; its space is free again.
 
-        `maybe_named`: superblocks may have been written; then it stays until a later
+        `maybe_named`: superblocks may have been written; then the metadata stays until a later
         checkpoint finds it dead.
         """
         self._chunk = bytearray()

@@ -1,17 +1,17 @@
-"""Relocating: what is alive in metadata segments that are mostly dead is written again.
+"""Relocates live pages out of metadata segments that are mostly dead, so that these are freed.
 
-Pages die at different ages, so a segment in which one old page lies would never come back. A
-checkpoint therefore writes pages and directories out of the emptiest segments anew, behind those
-that changed. They are part of it like any other page: until its superblocks are written nothing
-names them, and the segments that they left are freed by the same checkpoint and reused after the
-next (R8, R10). A page whose base has to be written again is written whole, with what its delta
-holds, so that the next delta begins empty. Catalogue, tables and root need no relocation, as
-every checkpoint writes them.
+Pages die at different ages, so a segment with one old page in it would never be freed. A
+checkpoint therefore writes the pages and directories of the emptiest segments anew, after those
+that changed. The new copies are part of the checkpoint like any other page: until its superblocks
+are written none of them names the copies; the segments that they left are freed by the same
+checkpoint and reused after the next (R8, R10). A page whose base has to be written again is written
+whole, with the entries of its delta, so that the next delta begins empty. Catalogue, tables and
+root need no relocation, as every checkpoint writes them.
 
-The bound: after a checkpoint the full metadata segments take at most twice what is alive of the
-map, and a segment more. If the room or the budget of one checkpoint is too small for that, the next
-ones go on. The emptiest of segments that are more than half dead on average hold less than
-they give, so relocating writes at most as much as the changes that made it needful.
+The bound: after a checkpoint the full metadata segments take at most twice the live bytes of the
+map, plus one segment. If the room or the budget of one checkpoint is too small for that, the next
+ones go on. Of segments that are more than half dead on average, the emptiest hold fewer live bytes
+than they give back, so relocating writes at most as much as the changes that made it necessary.
 """
 
 import logging
@@ -31,22 +31,22 @@ from storage.members.segments import Role, SegmentTable, State
 log = logging.getLogger("cenote.storage")
 
 FOOTPRINT_MAX = 2
-"""Full metadata segments take at most so many times what is alive of the map."""
+"""Full metadata segments take at most so many times the live bytes of the map."""
 
 SPARE_SEGMENTS = 1
-"""What they may take beyond that: small pools have few metadata segments."""
+"""Full segments allowed beyond that: small pools have few metadata segments."""
 
 BUDGET_BYTES = 8 << 20
-"""Relocated at most by one checkpoint, beyond as much as it writes anyway: some 0.2 s."""
+"""Bytes that one checkpoint relocates beyond as many as it writes anyway: some 0.2 s."""
 
 COST_BYTES_MIN = 2048
-"""What a small page counts as: to read and write it takes about as long."""
+"""Bytes that a smaller page counts as: reading and writing it takes about as long."""
 
 FREE_SEGMENTS_MIN = 3
-"""With fewer free ones nothing is relocated: the rest of the checkpoint may need them."""
+"""With fewer free segments no page is relocated: the rest of the checkpoint may need them."""
 
 PAGES_PER_TURN = 8
-"""Then others run: a page takes some 100 us."""
+"""Pages between two turns of other tasks: a page takes some 100 us."""
 
 
 class Relocator:
@@ -59,11 +59,14 @@ class Relocator:
         self._table = table
         self._meta = meta
         self._stuck: set[int] = set()
-        """Segments in which something cannot be read: left alone until the pool is opened again."""
+        """Segments with a page that cannot be read: left alone until the pool is opened again."""
 
     async def relocate(self, frozen: Frozen, written_bytes: int) -> None:
-        """Stage what lies in the emptiest segments to lie elsewhere, as far as the bound asks for
-        it and the budget goes; `written_bytes` is what the checkpoint has written until now.
+        """Write and stage the pages and directories of the emptiest segments anew, as far as the
+        bound asks for it and the budget goes. A page that cannot be read stays, and is logged.
+
+        Args:
+            written_bytes: bytes that the checkpoint has written so far.
 
         Raises:
             MetaWriteError, NoSpaceError: as `MetaWriter.append`.
@@ -74,10 +77,10 @@ class Relocator:
         turns = 0
         for layer in frozen.layers if numbers else ():
             if layer.number in frozen.dying:
-                continue  # it gives its pages back soon
+                continue  # checkpoints give back its pages soon
             for number in frozen.chunk_numbers(layer):
                 if layer.directory.located.get(number, (0, 0))[0] >> SEGMENT_SHIFT in numbers:
-                    frozen.chunk(layer, number)  # what is staged is written anew
+                    frozen.chunk(layer, number)  # a staged chunk is written anew
                     budget -= CHUNK_BYTES
                 for page in frozen.pages_in(layer, number, victims):
                     if budget <= 0 or self._table.free_segments() < FREE_SEGMENTS_MIN:
@@ -88,8 +91,8 @@ class Relocator:
                         await trio.lowlevel.checkpoint()
 
     def _victims(self, frozen: Frozen, budget: int) -> set[int]:
-        """The emptiest segments: as many as the bound asks for and the budget is enough for, or
-        one, if the budget is enough for a part of it only."""
+        """The emptiest segments: as many as the bound asks for and the budget is enough for. The
+        first may hold more than the budget, and is then emptied in part."""
         size = self._table.segment_bytes
         excess = -FOOTPRINT_MAX * frozen.usage.map_bytes - SPARE_SEGMENTS * size
         found = []
@@ -113,7 +116,7 @@ class Relocator:
     async def _relocate_page(
         self, frozen: Frozen, layer: Layer, number: int, victims: set[int]
     ) -> int:
-        """Stage one page anew; returns what it counts as."""
+        """Write and stage one page anew; returns the bytes that it counts as."""
         row = frozen.row(layer, number)
         assert row is not None
         there = [at for at in (0, 2) if row[at] >> SEGMENT_SHIFT in victims]

@@ -1,7 +1,7 @@
-"""The state of the pool at one commit, and what a checkpoint of it has prepared but not published.
+"""Stages a checkpoint: the state of the pool at one commit, and its changes until published.
 
-Nothing here changes the map: directories, counts and catalogue take what was staged only when the
-checkpoint has succeeded, and an attempt that fails is simply forgotten.
+Nothing here changes the map: directories and counts take the staged changes only when the
+checkpoint has succeeded, and a failed attempt is simply forgotten.
 """
 
 from collections import Counter
@@ -24,55 +24,60 @@ from storage.map.usage import Usage
 NO_ROW = [0, 0, 0, 0]
 
 GATHERED_MAX = 1 << 16
-"""Blocks that are counted together: 3 MiB at most."""
+"""Changed blocks whose entries wait to be counted together: 3 MiB at most."""
 
 
 @dataclass
 class Frozen:
-    """The state of the pool at one commit, and what the checkpoint of it has staged."""
+    """The state of the pool at one commit, and the staged changes of its checkpoint."""
 
     position: LogPosition
     catalogue: bytes
     parents: dict[int, Layer | None]
     dying: set[int]
     merging: dict[int, int]
-    """Deleted layers that one other stands on, and which that is."""
+    """Deleted layers with one child each, and that child."""
     whole: set[int]
-    """Layers whose pages get a base of their own, see `storage.volumes.flatten`."""
+    """Layers each of whose pages gets a base, see `storage.volumes.flatten`."""
     layers: list[Layer]
     live: dict[int, int]
+    """Live bytes by segment."""
     losses: dict[int, int]
+    """The `losses` of each member in sync, by index."""
     usage: Usage
-    """What layers store; a copy, changed as the pages are."""
+    """Blocks and bytes of each layer: a copy, changed as pages are staged."""
     delta: Counter[int] = field(default_factory=Counter)
     """Live bytes gained and lost by segment."""
     chunks: dict[int, dict[int, Words]] = field(default_factory=dict)
     """Changed directory chunks by layer and number, whole."""
     located: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)
-    """Where those of them lie that are not empty."""
+    """Words A and B of the changed chunks that are not empty, by layer and number."""
     merged: list[tuple[Layer, int, Page | None]] = field(default_factory=list)
-    """Pages of layers that got more of their own, and what of that is cached and exact."""
-    _came: list[Words] = field(default_factory=list)
-    _went: list[Words] = field(default_factory=list)
-    _lost: list[Words] = field(default_factory=list)
+    """(layer, page, cached page) of each merged page; the cached one is exact, or None."""
+    _added: list[Words] = field(default_factory=list)
+    """Entries of stored blocks that wait to be counted by `settle`."""
+    _displaced: list[Words] = field(default_factory=list)
+    """Likewise the layer's own entries that these replace."""
+    _outdated: list[Words] = field(default_factory=list)
+    """Likewise entries that were replaced before this checkpoint, or moves that came too late."""
     _gathered: int = 0
-    """Blocks whose entries wait in these for `settle`: stored, displaced, and stored in vain."""
+    """Changed blocks whose entries wait in the three lists."""
 
     def row(self, layer: Layer, number: int) -> list[int] | None:
-        """Where a page of a layer lies: [base A, base B, delta A, delta B]; None for nowhere."""
+        """Where a page of a layer lies: [base A, base B, delta A, delta B]; None if nowhere."""
         staged = self.chunks.get(layer.number)
         chunk = None if staged is None else staged.get(number >> CHUNK_SHIFT)
-        if chunk is None:  # asked for each layer of a chain, most of which have nothing there
+        if chunk is None:  # quick: asked for each ancestor, most of which have nothing there
             return layer.directory.get(number)
         row: list[int] = chunk[number & (CHUNK_PAGES - 1)].tolist()
         return row if row[0] or row[2] else None
 
     def stage(self, layer: Layer, number: int, row: list[int]) -> None:
-        """Let a page lie elsewhere."""
+        """Set the row of a page."""
         self.chunk(layer, number >> CHUNK_SHIFT)[number & (CHUNK_PAGES - 1)] = row
 
     def chunk(self, layer: Layer, number: int) -> Words:
-        """A directory chunk, shape (1024, 4), to be changed."""
+        """A staged directory chunk, shape (1024, 4), for the caller to change."""
         staged = self.chunks.setdefault(layer.number, {})
         if number not in staged:
             staged[number] = layer.directory.chunk(number)
@@ -106,8 +111,10 @@ class Frozen:
         return rows
 
     def resolve(self, layer: int, merged: Merged, pending: PendingPage, *, rootless: bool) -> bool:
-        """Apply pending changes to a page; what they bring and displace counts once `settle` is
-        called (R6, R7). Returns whether anything changed: moves may all have come too late (R11).
+        """Apply pending changes to a page; `settle` counts the blocks that they bring and displace
+        (R6, R7). Returns whether anything changed: moves may all have come too late (R11).
+
+        `rootless`: the layer has no parent.
         """
         changed = False
         for step in pending.steps():
@@ -116,11 +123,11 @@ class Frozen:
                 counts = settle(slots)
             else:
                 counts = merged.own[slots] & (merged.entries[slots] == step.old).all(axis=1)
-            self._lost.append(entries[~counts])
+            self._outdated.append(entries[~counts])
             slots, entries = slots[counts], entries[counts]
             mine = merged.own[slots]
-            self._went.append(merged.entries[slots[mine]])
-            self._came.append(entries)
+            self._displaced.append(merged.entries[slots[mine]])
+            self._added.append(entries)
             self._gathered += len(step.slots)
             merged.entries[slots] = entries
             merged.own[slots] = True
@@ -128,7 +135,7 @@ class Frozen:
             merged.fresh += len(slots)
             changed |= len(slots) > 0
         if rootless:
-            # Nothing lies below: a zero block is an absent one, and takes no entry.
+            # There is no ancestor to hide: a zero block is an absent one, and takes no entry.
             zero = (merged.entries[:, 0] & np.uint64(KIND_MASK)) == ZERO
             merged.entries[zero] = 0
             merged.own[zero] = False
@@ -137,13 +144,13 @@ class Frozen:
         return changed
 
     def settle(self, layer: int) -> None:
-        """Count what pages of a layer brought since it was last done. One by one, they would take
-        longer to count than to write."""
+        """Count the changes to pages of a layer since the last call. Counting each page alone would
+        take longer than writing it."""
         if self._gathered:
-            self.usage.add(layer, np.concatenate(self._came))
-            self.displace(layer, np.concatenate(self._went))
-            self.release(np.concatenate(self._lost))
-            self._came, self._went, self._lost, self._gathered = [], [], [], 0
+            self.usage.add(layer, np.concatenate(self._added))
+            self.displace(layer, np.concatenate(self._displaced))
+            self.release(np.concatenate(self._outdated))
+            self._added, self._displaced, self._outdated, self._gathered = [], [], [], 0
 
     def displace(self, layer: int, entries: Words) -> None:
         """Take stored blocks that count for a layer off its counts and off the live counts."""
@@ -156,14 +163,15 @@ class Frozen:
             self.delta[segment] -= stored
 
     def count(self, a: int, b: int, sign: int) -> None:
-        """Add a blob of metadata to the live counts, or take it off."""
+        """Add a blob of metadata to the live counts, or take it off with `sign` -1."""
         if a & KIND_MASK >= RAW:
             at = unpack(a, b)
             self.delta[at.segment] += sign * at.stored_bytes
             self.usage.map_bytes += sign * at.stored_bytes
 
     def replace_blobs(self, old_rows: Iterable[list[int]], new_row: list[int]) -> None:
-        """Count the blobs of a page that are new, and take off those that are no longer named."""
+        """Count the blobs that only the new row of a page names, and take off those that only the
+        old rows name."""
         old = {(row[at], row[at + 1]) for row in old_rows for at in (0, 2)}
         new = {(new_row[at], new_row[at + 1]) for at in (0, 2)}
         for a, b in old - new:
@@ -189,7 +197,7 @@ def is_due_whole(changed: int, fresh: int, present: int) -> bool:
     With `fresh` changes each time, deltas up to n entries hold n / 2 on average, and n / fresh of
     them are written until the page is. Both together are least for n * n = 2 * fresh * present: 45
     entries for single changes, 88 for four at a time, as with uniform writes to 1 TiB, and 143
-    for ten, as while a pool is cleaned. With more than half of the entries it is not worth it.
+    for ten, as while a pool is cleaned. A delta of more than half of the entries is not worth it.
     """
     return 2 * changed > present or changed * changed > 2 * max(fresh, 1) * present
 
@@ -197,7 +205,8 @@ def is_due_whole(changed: int, fresh: int, present: int) -> bool:
 async def store_page(
     meta: MetaWriter, merged: Merged, old_row: list[int], *, whole: bool = False
 ) -> list[int]:
-    """Write what changed in a page as a delta on the base in `old_row`, or else all of it."""
+    """Write the changes of a page as a delta on the base in `old_row`, or all of it as a base.
+    Returns its new row. Raises as `MetaWriter.append`."""
     present = (merged.entries[:, 0] & np.uint64(KIND_MASK)).nonzero()[0]
     changed = merged.changed.nonzero()[0]
     if not len(present):

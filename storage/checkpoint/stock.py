@@ -1,4 +1,4 @@
-"""How full segments were at a checkpoint."""
+"""Counts how full the segments were at a checkpoint."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from storage.members.segments import Segment, State
 
 @dataclass(frozen=True, slots=True)
 class Stock:
-    """What segments held at a checkpoint."""
+    """Number, used bytes and live bytes of the segments at the checkpoint of a commit."""
 
     commit: int = 0
     segments: int = 0
@@ -26,8 +26,8 @@ def take_stock(
     """Add up segments as of the commit at `position`.
 
     Args:
-        live_bytes: exact at that commit.
-        meta_end: (segment, offset) behind the metadata of the checkpoint.
+        live_bytes: gives the live bytes of a segment, exact at that commit.
+        meta_end: (segment, offset) where the metadata of the checkpoint ends.
     """
     ends = {position.segment: position.offset, position.announced: 0}
     if meta_end is not None:

@@ -1,11 +1,11 @@
-"""The write buffer: what becomes one commit.
+"""The write buffer: collects the blocks, zero ranges and operations of one commit.
 
 Blocks are appended to one flat piece of memory in order of arrival; an index per layer says
-which block is where. A block written again while the buffer is open takes its old place,
-so it is stored once (R9: the index is kept per layer). A sealed buffer never changes (R1).
+where each block is. Of a block written again while the buffer is open, only the newest version is
+stored (R9: the index is kept per layer). A sealed buffer never changes (R1).
 
 The index is also the overlay: readers look into the buffers of a layer, newest first,
-before they look into the map, until the commit is durable and the map has it.
+before they look into the map, until the commit is durable and applied to the map.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ from storage.map.overlay import Overlay
 
 
 class WriteBuffer:
-    """Blocks, zero ranges and operations on their way to one commit."""
+    """Blocks, zero ranges, operations and moves on their way to one commit."""
 
     __slots__ = (
         "capacity",
@@ -48,20 +48,20 @@ class WriteBuffer:
         # Not zeroed first: that would touch all of it once more (0.9 ms for 4 MiB).
         self.view: memoryview = np.empty(self.memory_bytes, dtype=np.uint8).data
         self.claim_bytes = 0
-        """What of the pool's space is set aside for it until it is written."""
+        """Bytes of the pool's space that are set aside for its commit until that is written."""
         self.written_bytes = 0
-        """What its commit takes; 0 until that has a place."""
+        """Bytes of its commit once that is written; 0 before."""
         self.used = 0
         """Blocks of memory taken; overwritten ones count once, zeroed ones still count."""
         self.records = 0
-        """Zero ranges and operations, which take room in the record table."""
+        """Zero ranges, which take room in the record table."""
         self.opened_at = opened_at
         self.layers: dict[int, Overlay] = {}
         self.operations: list[bytes] = []
         self.moves: list[LayerMoves] = []
         self.placed: list[Placed] = []
         self.wanted = False
-        """Somebody waits for it to be durable."""
+        """Set when its commit is to be flushed without waiting for more."""
         self.done = trio.Event()
         """Set when durable, or failed: see `error`."""
         self.error: DeviceError | None = None
@@ -74,14 +74,14 @@ class WriteBuffer:
         return not (self.layers or self.operations or self.moves)
 
     def layer(self, number: int) -> Overlay:
-        """This buffer's part of a layer, made at first use."""
+        """This buffer's overlay of a layer, made at first use."""
         part = self.layers.get(number)
         if part is None:
             part = self.layers[number] = Overlay(self.view)
         return part
 
     def put(self, part: Overlay, block: int, count: int, data: Buffer) -> bool:
-        """Append `count` whole blocks; False when they do not fit, with nothing changed.
+        """Append `count` whole blocks; False, with nothing changed, when they do not fit.
 
         Cost: one copy, and one dictionary item per block.
         """

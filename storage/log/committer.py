@@ -1,13 +1,13 @@
-"""The log: buffers become commits, commits become durable.
+"""The committer: writes sealed buffers to the log as commits, and makes the commits durable.
 
-One task, the committer, does all of it (R1); clients only wait for the outcome, and may
-be cancelled without effect on it. Sealed buffers are encoded, placed behind each other and
-written to every copy; a flush makes all of them durable at once, whoever asked. Buffers live
-until then, so whatever a failed copy or a failed flush loses can be written again elsewhere (R4).
+One task, the committer, does all of it (R1); clients only wait for the outcome, and cancelling one
+does not affect its commit. Sealed buffers are encoded, placed one after another and written to
+every copy; one flush makes all of them durable, for all waiting clients. Buffers are kept until
+then, so commits that a failed copy or a failed flush loses can be written again elsewhere (R4).
 
-When a copy fails, the log leaves the segment: a new one is taken on members in sync, a
-superblock records on all of them who is stale and where the log goes on (R5), and what was not
-durable is written there again.
+When a copy fails, the log leaves the segment: a new one is taken on members in sync, a superblock
+on all of them records which members are stale and where the log goes on (R5), and the commits that
+were not durable are written there again.
 """
 
 import logging
@@ -33,13 +33,13 @@ from storage.members.segments import MemberFailedError, Segment, SegmentTable, S
 log = logging.getLogger("cenote.storage")
 
 FLUSH_BYTES = 16 << 20
-"""Written but not flushed: beyond this the committer flushes unasked, so that memory is freed."""
+"""Bytes written and not flushed at which the committer flushes unasked, so that memory is freed."""
 
 ENCODE_INLINE_BLOCKS = 16
-"""Smaller buffers are encoded in line: 16 blocks take 0.1 ms, a thread as much."""
+"""Buffers of up to so many blocks are encoded in line: 16 blocks take 0.1 ms, a thread as much."""
 
 RELOCATIONS_MAX = 4
-"""In a row without a durable commit; then the pool gives up rather than go round for ever."""
+"""Relocations in a row without a durable commit; then the pool gives up, or it might never end."""
 
 STALL_RETRY_S = 0.5
 
@@ -54,7 +54,7 @@ class CopyFailed(Exception):
 
 @dataclass(slots=True)
 class Written:
-    """A commit that is written, not yet durable. `buffer` is None for an announcement."""
+    """A commit that is written and not durable yet. `buffer` is None for an announcement."""
 
     position: LogPosition
     records: Records
@@ -69,10 +69,10 @@ class Log:
         space: SpaceBudget, start: LogPosition, on_durable: Callable[[Written], None],
     ):  # fmt: skip
         self.durable = start
-        """Everything through this point is durable."""
+        """The log is durable up to this position."""
         self.commits = 0
         self.bytes_written = 0
-        """Both since this log was opened."""
+        """Commits and bytes written since this log was opened."""
         self.intake = Intake(space, self._room_in_segment, self._sealed)
         self._end = start
         self._env = env
@@ -85,7 +85,7 @@ class Log:
         self._retained: list[Written] = []
         self._retained_bytes = 0
         self._losses: dict[int, int] = {}
-        """`losses` of each member when it was first written since the last flush."""
+        """The `losses` of each member, by index, at its first write since the last flush."""
         self._relocations = 0
         self._nursery: trio.Nursery | None = None
         if start.announced:
@@ -103,14 +103,15 @@ class Log:
             self._nursery.start_soon(self._encode_ahead, buffer)
 
     async def run(self) -> None:
-        """Commit for ever; the pool's nursery runs this, nothing else cancels it."""
+        """Commit for ever; the pool's nursery runs this, and only that cancels it. When it ends,
+        every waiter gets an error."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 try:
                     await self._commit()
                 finally:
-                    # Others in the pool may be a step behind, and still seal something.
+                    # Other tasks of the pool may still run for a moment, and seal a buffer.
                     self._nursery = None
         finally:
             self.intake.leave()
@@ -146,7 +147,7 @@ class Log:
         while self.intake.queue:
             buffer = self.intake.queue[0]
             encoded = await self._encoded(buffer)
-            # Alone and awaited: one FUA write instead of a write and a flush.
+            # The only commit, and a task waits: one FUA write instead of a write and a flush.
             fua = buffer.wanted and len(self.intake.queue) == 1 and not self._retained
             placed = await self._append(encoded, fua=fua)
             self.intake.queue.popleft()
@@ -258,7 +259,7 @@ class Log:
         return {self._table[w.position.segment] for w in self._retained} | {self._segment}
 
     def _settle(self) -> None:
-        """All that is written is durable: the map takes it, waiters go on."""
+        """Apply the written commits, which are all durable now, to the map; wake their waiters."""
         settled = 0
         try:
             for written in self._retained:
@@ -268,7 +269,7 @@ class Log:
                     self._space.released(written.buffer)
                     written.buffer.done.set()
                 settled += 1
-        finally:  # who waits for one that the map did not take hears of it
+        finally:  # a commit that the map did not take stays: `die` tells its waiters
             del self._retained[:settled]
         self._retained_bytes = 0
         self._relocations = 0
@@ -308,7 +309,7 @@ class Log:
         )
 
     async def _take_segment(self) -> Segment:
-        """A segment to go on in, without whichever members fail to give one."""
+        """Allocate a segment to go on in; members that fail to give one are marked as failed."""
         while True:
             try:
                 return await self._table.allocate(announced_in=self.durable.commit)
@@ -323,7 +324,7 @@ class Log:
         segment.announced_in = min(segment.announced_in, self.durable.commit)
 
     def die(self, error: DeviceError) -> None:
-        """Give up: nothing more is written; all who wait get the error."""
+        """Stop the log: nothing more is written, and every waiter gets the error."""
         if self.intake.failure is not None:
             return
         log.critical("the pool takes no more writes: %s", error)
@@ -339,7 +340,7 @@ class Log:
 
 
 def with_jump(jumps: tuple[Jump, ...], jump: Jump) -> tuple[Jump, ...]:
-    """The list with one more; a jump from the same commit is replaced.
+    """The jumps with one more, which replaces a jump from the same commit.
 
     Raises:
         DeviceError: the list is full; a checkpoint would have emptied it.

@@ -1,13 +1,13 @@
-"""From a sealed buffer to the bytes of a commit.
+"""Encodes a sealed buffer as the bytes of a commit.
 
 Encoding is pure work on an immutable buffer, done in a worker thread: the blocks of each
-layer are sorted, all-zero blocks become zero entries, neighbours are compressed together in
-extents of up to four blocks, and what does not compress stays raw, one extent a block. The
-location is not known yet; `place` adds it, which is cheap, and can be done again elsewhere when
-a member fails.
+layer are sorted, all-zero blocks become zero ranges, adjacent blocks are compressed together in
+extents of up to four blocks, and blocks that do not compress stay raw, one extent a block. The
+location is not known yet; `place` adds it, which is cheap, and can be done again for another place
+when a member fails.
 
-Layout of a commit: header and record table, compressed extents packed at 64 bytes, then raw
-blocks at 4 KiB, so that reading a raw block costs 4 KiB and not two.
+Layout of a commit: header and record table, compressed extents aligned to 64 bytes, then raw
+blocks aligned to 4 KiB, so that reading a raw block costs 4 KiB and not 8 KiB.
 """
 
 from dataclasses import replace
@@ -31,12 +31,12 @@ from storage.log.encoded import EncodedCommit, EncodedLayer, PlacedCommit
 from storage.map.overlay import Overlay
 
 EXTENT_BLOCKS = 4
-"""16 KiB: a random 4 KiB read decompresses 16 KiB (about 10 us), and lz4 finds most there is."""
+"""16 KiB: a random 4 KiB read decompresses 16 KiB (about 10 us), and lz4 gains little from more."""
 
 GIVE_UP_AFTER = 8
 RETRY_EVERY = 16
 """After eight extents in a row that did not compress, only every sixteenth is tried: lz4
-costs 7 us a block, encrypted or packed guest data comes in long runs."""
+costs 7 us a block, and encrypted or packed guest data comes in long runs."""
 
 _ZERO_BLOCK = bytes(BLOCK_BYTES)
 _PADDING = bytes(65536)
@@ -54,7 +54,7 @@ class Encoder:
         self._skipped = 0
 
     def add_layer(self, number: int, part: Overlay) -> None:
-        """Encode what a buffer holds of one layer."""
+        """Encode the blocks and zero ranges of one layer."""
         out = EncodedLayer(number)
         self.layers.append(out)
         out.zeroes.extend(part.zeroes)
@@ -119,10 +119,10 @@ def place(
     announced: tuple[tuple[int, tuple[Copy, ...]], ...] = (),
     magic: bytes = commit.MAGIC,
 ) -> PlacedCommit:
-    """Give a commit its place in the log, or a batch of moved blocks its place elsewhere.
+    """Give a commit its place in the log, or a batch of moved blocks its place in their segment.
 
-    `header` has everything but the sizes, the digest and the checksum. Cost: one pass to
-    join the payload, and a few numpy calls per layer.
+    `header` lacks only the sizes, the digest and the checksum. Cost: one pass to join the payload,
+    and a few numpy calls per layer.
     """
     records = Records(operations=encoded.operations, announced=list(announced))
     records.moves, records.placed = encoded.moves, encoded.placed

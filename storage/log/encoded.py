@@ -1,4 +1,4 @@
-"""A commit on its way to the log: encoded, then with its place."""
+"""A commit on its way to the log: first encoded, then placed."""
 
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ from storage.format.entry import BLOCK_BYTES, OFFSET_GRAIN_BYTES, pack_b
 
 @dataclass(slots=True)
 class EncodedLayer:
-    """Extents of one layer; offsets are relative to the packed or to the raw part."""
+    """Extents of one layer, an item each; offsets are relative to the packed or the raw part."""
 
     layer: int
     blocks: list[int] = field(default_factory=list)
@@ -25,10 +25,10 @@ class EncodedLayer:
     words_b: list[int] = field(default_factory=list)
     hash_tops: list[int] = field(default_factory=list)
     zeroes: list[tuple[int, int]] = field(default_factory=list)
-    """(first, end), ranges first come first."""
+    """(first, end): the zero ranges of the buffer, then its all-zero blocks."""
 
     def add(self, block: int, kind: int, offset: int, stored: bytes | memoryview, n: int) -> None:
-        """Note one extent of `n` blocks."""
+        """Add one extent of `n` blocks."""
         digest = digest_of(stored)
         self.blocks.append(block)
         self.kinds.append(kind)
@@ -50,7 +50,7 @@ class EncodedCommit:
     placed: list[Placed] = field(default_factory=list)
 
     def placed_bytes_max(self, align: int) -> int:
-        """No placement of it is larger; what must be left in the segment."""
+        """The most bytes that the commit takes at any place; a segment must have as many left."""
         extents = sum(len(layer.blocks) for layer in self.layers)
         zeroes = sum(len(layer.zeroes) for layer in self.layers)
         table = 24 * extents + 32 * zeroes + 32 * len(self.layers)

@@ -1,8 +1,8 @@
-"""Where writes come in: the open buffer, the queue of sealed ones, and whoever waits.
+"""The intake of writes: the open buffer, the queue of sealed buffers, and the waiting writers.
 
 Taking a block costs one copy and one dictionary item; nothing here touches a device. Memory is
-bounded: past the bound writers wait, they never fail (R20). A write is admitted only when
-the pool has the space for it; without, it fails before anything was accepted.
+bounded: past the bound writers wait, they never fail (R20). A block is taken only when the pool
+has the space for its commit; otherwise the write fails.
 """
 
 from collections import deque
@@ -21,11 +21,11 @@ from storage.map.layer import Layer
 from storage.map.overlay import Overlay
 
 RECORDS_MAX = 4096
-"""Zero ranges and operations in one buffer; keeps record tables small."""
+"""Zero ranges in one buffer; keeps record tables small."""
 
 
 class Target(Protocol):
-    """What is written to: its head layer may change, or it may close, while a writer waits."""
+    """A volume as writers see it: while one waits, its head layer may change, or it may close."""
 
     layer: Layer
     closed: bool
@@ -34,8 +34,8 @@ class Target(Protocol):
 class Intake:
     """Buffers on their way to the committer.
 
-    `room_in_segment` says how many bytes the open segment has left; `on_sealed` is told of each
-    sealed buffer, so that it can be encoded ahead.
+    `room_in_segment` says how many bytes the open segment has left; `on_sealed` is called with each
+    sealed buffer, so that the committer can encode it ahead.
     """
 
     def __init__(
@@ -45,14 +45,14 @@ class Intake:
         on_sealed: Callable[[WriteBuffer], None],
     ):
         self.failure: DeviceError | None = None
-        """Set when nothing is taken any more."""
+        """Set when no more writes are taken; every call raises it then."""
         self.open: WriteBuffer | None = None
         self.queue: deque[WriteBuffer] = deque()
-        """Sealed, oldest first; the committer takes them off."""
+        """Sealed buffers, oldest first; the committer takes them off."""
         self.starved = False
-        """A writer waits for memory: flush without being asked."""
+        """Set while a writer waits for memory or space: the committer then flushes unasked."""
         self.stalled: NoSpaceError | None = None
-        """Commits wait for space below."""
+        """Set while sealed buffers cannot be written for lack of space."""
         self.kick = trio.Event()
         """Set when the committer has something to do."""
         self._newest: WriteBuffer | None = None
@@ -66,6 +66,9 @@ class Intake:
         """Take `count` whole blocks into the open buffer; False when that needs waiting.
 
         Cost: one copy and a dictionary item per block; no system call, no suspension.
+
+        Raises:
+            DeviceError: the log has failed, or the pool is closed.
         """
         buffer = self.open
         if buffer is not None:
@@ -80,11 +83,14 @@ class Intake:
         return self.open.put(self._join(self.open, layer), block, count, data)
 
     async def put(self, target: Target, block: int, count: int, data: Buffer) -> None:
-        """Take whole blocks, waiting for memory; may be spread over several commits, and, when
+        """Take whole blocks, waiting for memory; they may be spread over several commits, and, when
         a snapshot is made meanwhile, over two layers.
 
+        On error or cancellation, earlier blocks of `data` may have been taken.
+
         Raises:
-            NoSpaceError: the pool is full; earlier blocks of `data` may have been taken.
+            NoSpaceError: the pool is full.
+            DeviceError: the log has failed, or the volume or the pool is closed.
         """
         view = memoryview(data)
         done = 0
@@ -100,7 +106,8 @@ class Intake:
                 await self.wait_for_room()
 
     def _fits(self) -> int:
-        """Blocks that the open buffer still takes; a full one is sealed and another opened."""
+        """Blocks that the open buffer still takes; a full one is sealed and another opened. 0 when
+        the writer has to wait."""
         if self.failure is not None:
             raise self.failure
         if self.open is not None and self.open.used < self.open.capacity:
@@ -110,7 +117,7 @@ class Intake:
         return 0 if buffer is None else buffer.capacity
 
     async def put_zeroes(self, target: Target, first: int, end: int) -> None:
-        """Zero the blocks [first, end): one range record, whatever its length."""
+        """Zero the blocks [first, end): one range record of any length. Raises as `put`."""
         while True:
             buffer = self.open or self._open_buffer(reserve=True)
             if buffer is not None:
@@ -123,16 +130,22 @@ class Intake:
             self.seal()
 
     def refuse_operations(self) -> None:
-        """Raise if no operation can be logged now."""
+        """Raise if no operation can be logged now.
+
+        Raises:
+            NoSpaceError: sealed buffers wait for space.
+            DeviceError: the log has failed, or the pool is closed.
+        """
         if self.failure is not None:
             raise self.failure
         if self.stalled is not None:
             raise NoSpaceError(str(self.stalled))
 
     def put_operation(self, operation: bytes) -> WriteBuffer:
-        """Log an operation behind all writes so far and seal (R9); returns the buffer."""
+        """Log an operation after all writes so far, and seal the buffer (R9); returns the buffer.
+        Raises as `refuse_operations`."""
         self.refuse_operations()
-        # One more small buffer beyond the bound at most: operations are rare and serial.
+        # At most one small buffer beyond the bound: operations are rare and serial.
         buffer = self.open or self._open_buffer(reserve=True, unbounded=True)
         assert buffer is not None
         buffer.operations.append(operation)
@@ -140,12 +153,12 @@ class Intake:
         return buffer
 
     def put_moves(self, moves: list[LayerMoves], placed: list[Placed]) -> WriteBuffer:
-        """Log where blocks were moved to, behind all writes so far; returns the buffer. What it
-        takes of the log comes out of the reserve, as moves are what gives space back.
+        """Log the new places of moved blocks, after all writes so far; returns the buffer. Its
+        space in the log comes out of the reserve, as moves give space back.
         """
         if self.failure is not None:
             raise self.failure
-        # A commit of its own: the open buffer may be made to fit what is left of a segment.
+        # A commit of its own: the open buffer may be sized to the rest of a segment.
         self.seal()
         buffer = self.open = WriteBuffer(0, trio.current_time())
         self._space.held(buffer)
@@ -174,7 +187,7 @@ class Intake:
         return self.open
 
     async def wait_for_room(self) -> None:
-        """Wait until it is worth trying again to put something. Raises as `put`."""
+        """Wait until it is worth trying again to put blocks, or free space. Raises as `put`."""
         if self.failure is not None:
             raise self.failure
         if self.stalled:
@@ -182,7 +195,7 @@ class Intake:
         await self._refuse_left()
         space = self._space
         if space.busy or space.paused or space.is_paced or space.comes_back:
-            # A flush of what is written gives memory back, and tells what space is left.
+            # A flush of the written commits gives memory back, and shows how much space is left.
             self.starved = True
             self.kick.set()
             await self._pulse.wait()
@@ -190,7 +203,7 @@ class Intake:
             await space.make_room()
 
     def seal(self) -> None:
-        """Close the open buffer; what is in it becomes the next commit."""
+        """Seal the open buffer, which becomes the next commit; an empty one is dropped."""
         buffer = self.open
         if buffer is None:
             return
@@ -204,18 +217,18 @@ class Intake:
         self.kick.set()
 
     def last(self) -> WriteBuffer | None:
-        """The newest buffer that is not durable, sealed now; None when all is durable."""
+        """Seal the open buffer; return the newest buffer that is not durable, None if all are."""
         self.seal()
         if self._newest is not None and self._newest.done.is_set():
             self._newest = None
         return self._newest
 
     async def flush(self) -> None:
-        """Return when everything taken before this call is durable.
+        """Return when all writes taken before this call are durable.
 
         Raises:
-            NoSpaceError: it cannot be written for lack of space; it is kept, try again.
-            DeviceError: it is lost.
+            NoSpaceError: writes wait for lack of space; they are kept, try again.
+            DeviceError: writes are lost.
         """
         buffer = self.last()
         if buffer is not None:
@@ -224,7 +237,7 @@ class Intake:
             raise self.failure
 
     async def wait(self, buffer: WriteBuffer) -> None:
-        """Return when a buffer is durable. Raises as `flush`; cancelling has no effect on it."""
+        """Return when a buffer is durable. Raises as `flush`; cancelling does not affect it."""
         buffer.wanted = True
         self.kick.set()
         while not buffer.done.is_set():
@@ -236,7 +249,7 @@ class Intake:
             raise buffer.error
 
     async def close(self) -> None:
-        """Make all durable, then take nothing more. Raises as `flush`."""
+        """Make all writes durable, then take no more. Raises as `flush`."""
         while self.last() is not None:
             await self.flush()
         if self.failure is None:
@@ -244,13 +257,13 @@ class Intake:
         self.pulse()
 
     def leave(self) -> None:
-        """Nothing is written any more, and nobody was asked: whoever waits for that is told."""
+        """The pool ended without a close: every waiter gets ClosedError."""
         self._left = True
         self.pulse()
 
     async def _refuse_left(self) -> None:
         if self._left:
-            # Mostly by a cancellation that is the caller's as well, and comes first.
+            # Mostly a cancellation ended the pool; if it is the caller's as well, it comes first.
             await trio.lowlevel.checkpoint_if_cancelled()
             raise ClosedError("the pool was left without being closed")
 
@@ -262,7 +275,7 @@ class Intake:
                 buffer.wanted = True
 
     def pulse(self) -> None:
-        """Wake whoever waits for memory, space or durability to look again."""
+        """Wake every task that waits for memory, space or durability, to look again."""
         self._pulse.set()
         self._pulse = trio.Event()
 

@@ -1,5 +1,5 @@
-"""The block map: from a layer and a block number to the place of its bytes.
+"""The block map: finds where the bytes of a layer's block are stored.
 
-Takes the records of durable commits, and gives the bytes of a range, its extents, and what differs
-between two layers. Pages are cached; overlays hold what is not durable yet.
+Takes the records of durable commits. Gives the bytes of a range, its extents, and the differences
+between two layers. Pages are cached; overlays hold the blocks that are not durable yet.
 """

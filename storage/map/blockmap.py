@@ -1,12 +1,13 @@
-"""The block map: from (layer, block) to where the block is stored.
+"""The block map: maps (layer, block) to the place where the block is stored.
 
-A page that is asked for is built from what lies on disk (the nearest base, the nearest delta) and
-the changes since the last checkpoint, then cached. Durable commits go to the list of pending
-changes of their page, and to the cached page if there is one. So any page can be
-dropped at any time without I/O, and nothing in memory is needed to know what is on disk.
+A requested page is built from its blobs on disk (the nearest base and the nearest delta) and the
+changes since the last checkpoint, then cached. A durable commit is added to the pending changes of
+its pages, and applied to those pages that are cached. So any cached page can be dropped at any time
+without I/O: the disk and the pending changes hold all of it.
 
-What a change displaces is not looked up here: with a large volume most random writes hit
-pages that are not in memory. The checkpoint finds out, page by page in order (R7, R8).
+Applying a change does not look up the blocks that it displaces: with a large volume most random
+writes hit pages that are not in memory. The checkpoint looks them up, page by page in order
+(R7, R8).
 """
 
 from collections import deque
@@ -45,19 +46,19 @@ Slots = NDArray[np.intp]
 
 
 class BlockMap(PageReader):
-    """All layers of the pool, and the page cache over them."""
+    """All layers of the pool, and the cache of their merged pages."""
 
     def __init__(self, segment_io: SegmentIO, table: SegmentTable, cache_bytes: int):
         self.layers: dict[int, Layer] = {}
         self.records_pending = 0
-        """Changes since the last checkpoint; what replay would have to do again."""
+        """Changes since the last checkpoint, which replay would have to apply again."""
         self.generation = 0
-        """Rises when directories change; a page load that overlaps that starts again."""
+        """Rises when directories or parents change; a page load that overlaps that starts again."""
         super().__init__(segment_io, table)
         self._cache_bytes = cache_bytes
         self._cost = 0
         self._clock: deque[tuple[Layer, int, Page]] = deque()
-        self._nothing = Page(empty_entries(), 0)
+        self._empty_page = Page(empty_entries(), 0)
 
     # -- cached pages
 
@@ -69,13 +70,15 @@ class BlockMap(PageReader):
         return page
 
     def find_page(self, layer: Layer, number: int) -> Page | None:
-        """The merged page if nothing has to be read for it, be it because it maps nothing."""
+        """The merged page if no read is needed, else None: the layer or the owner of the page has
+        it in the cache, or no layer has changed it.
+        """
         cached = layer.pages.get(number)
         if cached is not None:
             cached.hot = True
             return cached
         owner = layer.owner(number)
-        shared = self._nothing if owner is None else owner.pages.get(number)
+        shared = self._empty_page if owner is None else owner.pages.get(number)
         return None if shared is None else self._insert(layer, number, shared)
 
     async def page(self, layer: Layer, number: int) -> Page:
@@ -91,19 +94,19 @@ class BlockMap(PageReader):
             owner = layer.owner(number)
             assert owner is not None
             loaded = await self._load(owner, number)
-            # A layer frozen a moment ago may have got its last blocks meanwhile.
+            # A layer frozen a moment ago may have got its last blocks during the load.
             if loaded is not None and layer.owner(number) is owner:
                 return self._insert(layer, number, self._insert(owner, number, loaded))
 
     async def _load(self, owner: Layer, number: int) -> Page | None:
-        """Build the page of a layer that owns it; None when the ground moved meanwhile."""
+        """Build the page of the layer that owns it; None when `generation` rose meanwhile."""
         generation = self.generation
         try:
             merged = await self.read_merged(owner, number, _row_on_disk, _parent)
         except DeviceError:
             if generation == self.generation:
                 raise
-            return None  # what was read may have been freed between two reads
+            return None  # the blobs may have been freed between two reads
         if generation != self.generation:
             return None
         # From here to the return nothing suspends: the page misses no commit.
@@ -145,24 +148,24 @@ class BlockMap(PageReader):
         layer.pages.pop(number, None)
 
     def drop_stale(self, layer: Layer, first: int, end: int) -> None:
-        """Forget pages [first, end) as a layer sees them: they name what was moved and freed since
-        they were read.
+        """Drop pages [first, end) of a layer and its ancestors from the cache: they may name places
+        that were freed since the pages were read.
         """
         for up in layer.ancestry():
             for number in range(first, end):
                 self._drop(up, number)
 
     def keep_only(self, layer: Layer, number: int, exact: Page | None) -> None:
-        """Forget a page as a layer sees it, unless it is this one."""
+        """Drop the cached page of a layer unless it is `exact`."""
         if layer.pages.get(number) is not exact:
             self._drop(layer, number)
 
     def drop_layer_pages(self, layer: Layer) -> None:
-        """Forget all cached pages of a layer that goes away."""
+        """Drop all cached pages of a layer."""
         layer.pages.clear()
 
     def remove_layer(self, number: int) -> None:
-        """Take a layer that stores nothing out of the tree; what stood on it moves up."""
+        """Take a layer that stores nothing out of the tree; its children go to its parent."""
         layer = self.layers.pop(number, None)
         if layer is None:
             return
@@ -178,7 +181,11 @@ class BlockMap(PageReader):
     # -- durable commits
 
     def apply(self, records: Records) -> None:
-        """Take the changes of a commit that is durable: zero ranges first, then extents."""
+        """Apply the changes of a durable commit: zero ranges, then extents, then moves.
+
+        Raises:
+            DamagedError: the commit writes to a layer that does not exist.
+        """
         for layer_number, first, count in records.zeroes:
             layer = self._layer(layer_number)
             for page, slot, blocks in self._zeroed_pages(layer, first, count):
@@ -187,14 +194,14 @@ class BlockMap(PageReader):
         for extents in records.extents:
             self._apply_extents(self._layer(extents.layer), extents)
         for moves in records.moves:
-            if moves.layer in self.layers:  # else it was given back or merged meanwhile
+            if moves.layer in self.layers:  # else the layer was deleted or merged meanwhile
                 self._apply_moves(self.layers[moves.layer], moves)
 
     def apply_all(self, batch: list[Records]) -> None:
-        """Take many durable commits in order; replay does so at a fraction of the cost.
+        """Apply many durable commits in order, at a fraction of the cost of `apply`; for replay.
 
-        Extents of one layer are taken together as long as neither zero ranges nor moves come
-        between.
+        Extents of one layer are applied together as long as neither zero ranges nor moves come
+        between. Raises as `apply`.
         """
         together: dict[int, list[LayerExtents]] = {}
         for records in batch:
@@ -222,7 +229,7 @@ class BlockMap(PageReader):
         return layer
 
     def _zeroed_pages(self, layer: Layer, first: int, count: int) -> Iterator[tuple[int, int, int]]:
-        """(page, slot, blocks) of every page in the range that maps anything at all."""
+        """Yield (page, first slot, blocks) for every page in the range that maps anything."""
         end = first + count
         for page in layer.mapped_pages(first >> PAGE_SHIFT, (end - 1 >> PAGE_SHIFT) + 1):
             start = max(first, page << PAGE_SHIFT)
@@ -280,7 +287,7 @@ class BlockMap(PageReader):
         return pending
 
     def _own_page(self, layer: Layer, number: int) -> Page | None:
-        """The cached page of a layer that is about to change it: a copy when it was shared."""
+        """The cached page of a layer, for the layer to change: copied first if it is shared."""
         page = layer.pages.get(number)
         if page is not None and page.owner != layer.number:
             self._drop(layer, number)
@@ -295,15 +302,16 @@ class BlockMap(PageReader):
             slots, entries = expand_rows(rows)
             page.entries[slots] = entries
         if layer.children:
-            # Last blocks of a layer frozen a moment ago: views made meanwhile miss them.
-            for below in layer.descendants():
-                below.changed_above(number)
-                self._drop(below, number)
+            # These are the last blocks of a layer frozen a moment ago: pages that its descendants
+            # have cached meanwhile lack them.
+            for descendant in layer.descendants():
+                descendant.note_ancestor_change(number)
+                self._drop(descendant, number)
 
     # -- checkpoints
 
     def freeze(self) -> None:
-        """Set the changes so far aside for the checkpoint that starts now."""
+        """Set the pending changes aside for the checkpoint that starts now."""
         for layer in self.layers.values():
             assert not layer.frozen_pending
             layer.frozen_pending, layer.pending = layer.pending, {}
@@ -311,7 +319,7 @@ class BlockMap(PageReader):
         self.records_pending = 0
 
     def thaw(self) -> None:
-        """Undo `freeze` after a checkpoint that failed: the changes count as pending again."""
+        """Undo `freeze` after a failed checkpoint: the changes set aside are pending again."""
         for layer in self.layers.values():
             for number, newer in layer.pending.items():
                 older = layer.frozen_pending.get(number)
@@ -330,12 +338,12 @@ class BlockMap(PageReader):
 
 
 def by_page(blocks: Words) -> Iterator[tuple[int, Slots]]:
-    """(page, indexes of its blocks), ascending, for block numbers of shape (n,) that are sorted."""
+    """Yield (page, indexes of its blocks), ascending; `blocks` has shape (n,) and is sorted."""
     yield from _groups(blocks >> np.uint64(PAGE_SHIFT), np.arange(len(blocks)))
 
 
 def _groups(pages: Words, items: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
-    """The items of each page in turn; both are sorted by page."""
+    """Yield (page, its items); `pages` and `items` run in parallel and are sorted by page."""
     cuts = (np.flatnonzero(np.diff(pages)) + 1).tolist()
     for start, stop in zip([0, *cuts], [*cuts, len(pages)], strict=True):
         yield int(pages[start]), items[start:stop]
@@ -350,12 +358,12 @@ def _parent(layer: Layer) -> Layer | None:
 
 
 def _whole_extents(e: LayerExtents) -> tuple[Words, Words]:
-    """Entries that stand for whole extents: one block each, so that a share is all of it."""
+    """Words A and B of extents as if each held one block, whose share is then the whole extent."""
     return e.a, e.b & ~np.uint64(0xFF << 16)
 
 
 def _split_at_pages(rows: Words, pages: Words) -> tuple[Words, NDArray[np.uint64]]:
-    """Cut compressed extents that cross a page's end into one row per block."""
+    """Cut extents that cross the end of a page into one row per block."""
     slots, entries = [], []
     out_pages: list[int] = []
     for (head, a, b), page in zip(rows.tolist(), pages.tolist(), strict=True):

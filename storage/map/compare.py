@@ -1,15 +1,16 @@
-"""What differs between two layers: exact to the block, at a cost that follows what was changed.
+"""Finds the blocks that differ between two layers, exactly, at a cost that follows the changes.
 
-Two views are compared, not two histories: entries of merged pages, wherever the layers between
-went since. Only pages that a layer has changed which one of the two stands on and the other does
-not can differ, so nothing else is looked at. The layers need not stand on each other: after a
-rollback, or between clones, what differs is told just as well.
+The entries of merged pages are compared, not the history, so the layers in between may have been
+merged or deleted since. Two layers can differ only in pages that were changed by a layer in the
+ancestry of one of them and not of the other, so no other page is looked at. Neither layer has to be
+an ancestor of the other: after a rollback, or between clones, the comparison is as exact.
 
-Equal entries name the same place, and a place never comes to mean something else, so what is called
-the same is the same. Entries may also differ because the cleaner has moved a block and only one of
-the pages knows. Then one of them names a place that blocks were moved to, or one that is gone, and
-it is asked whether any layer between holds the block. So it is for all blocks when a layer that one
-of the two stands on got copies of what it inherited (`storage.volumes.flatten`).
+Equal entries name the same place, and a place is never used again for other bytes, so blocks
+reported as the same are the same. Entries may also differ because the cleaner has moved a block and
+only one of the pages names its new place. Then one of the entries names a segment of moved blocks,
+or one that was freed, and the block differs only if a layer in the ancestry of just one of the two
+holds it. The same test decides for all blocks when a layer in either ancestry got copies of blocks
+that it inherited (`storage.volumes.flatten`).
 """
 
 import numpy as np
@@ -25,18 +26,18 @@ from storage.members.segments import Role, SegmentTable, State
 
 SAME = 0
 DATA = 1
-"""It differs, and is data now."""
+"""The block differs, and the layer holds data there."""
 ZEROES = 2
-"""It differs, and reads as zeroes now."""
+"""The block differs, and reads as zeroes in the layer."""
 
 
 class Comparison:
-    """A view of blocks as `SAME`, `DATA` or `ZEROES`; see `storage.map.runs.View`.
+    """A view of the blocks of `layer` as `SAME`, `DATA` or `ZEROES`; see `storage.map.runs.View`.
 
     Args:
-        base: what is compared with; None for nothing, all zeroes. All of it is durable.
-        first: the range of blocks that will be asked about,
-        end: and its end. What is not durable is looked at now.
+        base: the layer to compare with, all of it durable; None for all zeroes.
+        first: first block of the range that will be asked about.
+        end: the block after that range. The overlays of the range are read now.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Comparison:
         self._base = base
         both = (layer,) if base is None else (layer, base)
         self._copied = any(up.copied for each in both for up in each.ancestry())
-        # What a frozen layer still gets are copies of what it inherits.
+        # A frozen base has overlays only while it gets copies of blocks that it inherits.
         assert base is None or self._copied or not base.drained_overlays()
         parts = layer.drained_overlays()
         self._overlays = Overlays(parts, first, end) if parts else None
@@ -90,7 +91,7 @@ class Comparison:
         return states
 
     def _maybe_moved(self, one: Words, other: Words) -> Flags:
-        """Which blocks are stored in both pages, and in one at least where moved blocks are."""
+        """Which blocks hold data in both pages, at places that a move or a copy may explain."""
         if self._copied:
             return ~(is_zero(one) | is_zero(other))
         segments = segments_of(np.stack((one[:, 0], other[:, 0])))
@@ -104,7 +105,7 @@ class Comparison:
         return segment is None or segment.state is State.FREED or segment.role is not Role.LOG
 
     async def _written(self, number: int) -> Flags:
-        """Which blocks of a page some layer holds that only one of the two stands on."""
+        """Which blocks of a page are held by a layer in the ancestry of only one of the two."""
         written = np.zeros(PAGE_BLOCKS, dtype=np.bool_)
         for layer in apart(self._layer, self._base):
             if layer.owns(number):

@@ -1,8 +1,8 @@
-"""Where the pages of one layer lie on disk, in memory.
+"""The directory of one layer, in memory: where the base and the delta of each page lie on disk.
 
 A snapshot that lives for an hour changes a few pages all over the volume. Whole chunks for each of
-a thousand such layers would take gigabytes, so a chunk keeps the rows in use alone
-while they are few.
+a thousand such layers would take gigabytes, so a chunk keeps only the rows in use while they are
+few.
 """
 
 from array import array
@@ -16,18 +16,18 @@ from storage.format.entry import SEGMENT_SHIFT, Words
 from storage.format.pages import CHUNK_PAGES, CHUNK_SHIFT
 
 SPARSE_ROWS_MAX = 256
-"""A row in use takes 34 bytes; with more of them the whole chunk, 32 KiB, is not much larger, and
-found in quicker."""
+"""A row in use takes 34 bytes; with more rows the whole chunk, 32 KiB, is not much larger, and its
+rows are found faster."""
 
 FEW_SLOTS = 16
-"""So many bits are set one by one, which is quicker."""
+"""Up to so many bits are set one by one, which is faster than setting them in bulk."""
 
 PAGES_MAX = 1 << 30
-"""What the largest volume has."""
+"""Pages of the largest volume."""
 
 
 class Chunk:
-    """1,024 rows of four words: base A, base B, delta A, delta B. Never changed."""
+    """1,024 rows of four words: base A, base B, delta A, delta B. Immutable."""
 
     __slots__ = ("_rows", "_slots")
 
@@ -40,7 +40,7 @@ class Chunk:
             self._rows = rows[used]
 
     def row(self, slot: int) -> list[int] | None:
-        """One row, or None when nothing is stored of that page."""
+        """One row, or None when the layer stores nothing of that page."""
         at = slot
         if self._slots is not None:
             at = bisect_left(self._slots, slot)
@@ -56,7 +56,7 @@ class Chunk:
         return np.array(self._slots, dtype=np.int64)
 
     def without_base(self) -> NDArray[np.int64]:
-        """The slots in use that have a delta alone, ascending."""
+        """The slots in use that have a delta and no base, ascending."""
         alone = (self._rows[:, 0] == 0) & (self._rows[:, 2] != 0)
         slots: NDArray[np.int64] = alone.nonzero()[0]
         return slots if self._slots is None else self.used()[slots]
@@ -67,7 +67,7 @@ class Chunk:
         return slots if self._slots is None else self.used()[slots]
 
     def whole(self) -> Words:
-        """All rows, shape (1024, 4), to be changed by the caller."""
+        """A copy of all rows, shape (1024, 4)."""
         if self._slots is None:
             return self._rows.copy()
         rows = np.zeros((CHUNK_PAGES, 4), dtype=np.uint64)
@@ -89,28 +89,28 @@ class Directory:
         return bool(self._chunks)
 
     def get(self, page: int) -> list[int] | None:
-        """[base A, base B, delta A, delta B], or None when the layer stores nothing there."""
+        """[base A, base B, delta A, delta B], or None when the layer stores nothing of the page."""
         chunk = self._chunks.get(page >> CHUNK_SHIFT)
         return None if chunk is None else chunk.row(page & (CHUNK_PAGES - 1))
 
     def chunk(self, number: int) -> Words:
-        """A chunk, shape (1024, 4), to be changed by the caller; zeroes where there is none."""
+        """A copy of a chunk, shape (1024, 4); all zeroes when the directory lacks it."""
         chunk = self._chunks.get(number)
         return np.zeros((CHUNK_PAGES, 4), dtype=np.uint64) if chunk is None else chunk.whole()
 
     @property
     def has_bases(self) -> bool:
-        """Whether each page has a base, so that it counts on nothing above."""
+        """Whether each page has a base, so that none needs a base of an ancestor."""
         return not any(len(chunk.without_base()) for chunk in self._chunks.values())
 
     def without_base(self) -> Iterator[int]:
-        """The pages that have a delta alone, in no order."""
+        """Yield the pages that have a delta and no base, in no order."""
         for number, chunk in self._chunks.items():
             for slot in chunk.without_base().tolist():
                 yield (number << CHUNK_SHIFT) + slot
 
     def count(self) -> int:
-        """Of how many pages anything is stored."""
+        """The number of pages of which the layer stores anything."""
         return sum(len(chunk.used()) for chunk in self._chunks.values())
 
     def slots_in(self, number: int, segments: Words) -> NDArray[np.int64]:
@@ -122,17 +122,17 @@ class Directory:
         return self._chunks.items()
 
     def put(self, number: int, rows: Words, located: tuple[int, int]) -> None:
-        """Take a chunk that lies at the words `located`; the caller leaves `rows` alone now."""
+        """Set a chunk, stored at the words `located`; the caller does not change `rows` later."""
         self._chunks[number] = Chunk(rows)
         self.located[number] = located
 
     def drop(self, number: int) -> None:
-        """Forget a chunk in which nothing is stored any more."""
+        """Remove a chunk in which nothing is stored any more."""
         self._chunks.pop(number, None)
         self.located.pop(number, None)
 
     def pages(self, low: int = 0, end: int = PAGES_MAX) -> Iterator[int]:
-        """Every page in [low, end) of which something is stored, ascending."""
+        """Yield every page in [low, end) of which something is stored, ascending."""
         wanted = range(low >> CHUNK_SHIFT, (end - 1 >> CHUNK_SHIFT) + 1)
         if len(self._chunks) < len(wanted):
             numbers = sorted(number for number in self._chunks if number in wanted)
@@ -146,7 +146,7 @@ class Directory:
 
 
 class PageSet:
-    """Numbers of pages, a bit for each: 160 bytes for the pages of 4 GiB."""
+    """A set of page numbers, one bit each: 160 bytes for the pages of 4 GiB."""
 
     __slots__ = ("_bits",)
 
@@ -158,13 +158,13 @@ class PageSet:
         return bool(bits >> (page & CHUNK_PAGES - 1) & 1)
 
     def add(self, pages: Iterable[int]) -> None:
-        """Take in pages."""
+        """Add page numbers."""
         for page in pages:
             number = page >> CHUNK_SHIFT
             self._bits[number] = self._bits.get(number, 0) | 1 << (page & CHUNK_PAGES - 1)
 
     def add_stored(self, directory: Directory) -> None:
-        """Take in the pages of which a layer stores anything. Cost: 3 to 10 us for each chunk."""
+        """Add the pages of which a layer stores anything. Cost: 3 to 10 us for each chunk."""
         for number, chunk in directory.chunks():
             used = chunk.used()
             if len(used) <= FEW_SLOTS:
@@ -176,7 +176,7 @@ class PageSet:
             self._bits[number] = self._bits.get(number, 0) | bits
 
     def between(self, low: int, end: int) -> Iterator[int]:
-        """Those in [low, end), ascending."""
+        """Yield the pages in [low, end), ascending."""
         first, last = low >> CHUNK_SHIFT, end - 1 >> CHUNK_SHIFT
         for number in sorted(number for number in self._bits if first <= number <= last):
             packed = self._bits[number].to_bytes(CHUNK_PAGES // 8, "little")
@@ -188,7 +188,7 @@ class PageSet:
 
 
 def lying_in(rows: Words, segments: Words) -> NDArray[np.int64]:
-    """Which rows, shape (n, 4), have a base or a delta in one of these segments, ascending."""
+    """Indexes of the `rows`, shape (n, 4), that have a base or a delta in one of these segments."""
     numbers = rows[:, 0::2] >> np.uint64(SEGMENT_SHIFT)
     lies = np.isin(numbers, segments)
     found: NDArray[np.int64] = (lies[:, 0] | lies[:, 1]).nonzero()[0]

@@ -1,12 +1,12 @@
-"""What a range of a layer is: runs of data and runs of zeroes, exact to the block.
+"""Describes a range of a layer as runs of data and runs of zeroes, exact to the block.
 
-Zeroes are all that nothing is stored for: blocks that were never written, trimmed or zeroed.
-Only pages that some layer of the chain has changed are looked at, so a large empty volume
+A block without stored bytes is zero: it was never written, or it was trimmed or zeroed.
+Only pages that the layer or an ancestor has changed are looked at, so a large empty volume
 costs no more than a small one. The entries of pages are compared in bulk.
 
-What is called zero was so at some moment of the call. Overlays and the list of changed pages are
-looked at once, at its start, and the pages later: a block that no overlay held then and that
-its page calls zero either was zero at the start, or was zeroed since.
+A block reported as zero was zero at some moment of the call. Overlays and the list of changed pages
+are read once, at the start of the call, and the pages later: a block that no overlay held at the
+start and that is zero in its page either was zero at the start, or was zeroed since.
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,11 @@ from storage.map.page import Page
 PAGES_MAX = 1024
 """Mapped pages looked at in one call: 4 GiB of data, in some 5 ms if they are in memory."""
 COLD_PAGES_MAX = 64
-"""Those of them that have to be read, each 1 or 2 random reads of a disk."""
+"""Mapped pages that one call reads from disk, each 1 or 2 random reads."""
 PIECE_PAGES = 32
-"""Then others run: some 100 us, or 10 ms where data and zeroes alternate."""
+"""Pages between two turns of other tasks: some 100 us, or 10 ms where data and zeroes alternate."""
 TRY_BYTES_MAX = 32 << 20
-"""The largest READ; whoever asks at once wants to send the answer."""
+"""The longest range of `try_extents`: the largest READ, whose reply leaves the zeroes out."""
 
 _KIND = np.uint64(KIND_MASK)
 _ZERO = np.uint64(ZERO)
@@ -40,7 +40,7 @@ Blocks = NDArray[np.int64]
 
 
 class _ExtentRuns:
-    """Runs under construction: blocks of each; data and zeroes alternate."""
+    """Builds runs: the number of blocks of each; data and zeroes alternate."""
 
     def __init__(self) -> None:
         self.blocks: list[int] = []
@@ -60,7 +60,7 @@ class _ExtentRuns:
         self.blocks.append(blocks)
 
     def add_flags(self, zero: Flags) -> None:
-        """Append runs by one flag per block, at least one."""
+        """Append runs from one flag per block, True for zero; shape (n,), n >= 1."""
         cuts = np.flatnonzero(zero[1:] != zero[:-1])
         if not len(cuts):
             self.add(len(zero), zero=bool(zero[0]))
@@ -70,7 +70,7 @@ class _ExtentRuns:
         self.blocks.append(len(zero) - 1 - int(cuts[-1]))
 
     def extents(self, skip_bytes: int, length_bytes: int) -> list[Extent]:
-        """The runs in bytes, cut at both ends to a range that begins in the first."""
+        """The runs as extents, cut to the range that begins `skip_bytes` into the first run."""
         lengths = [blocks << BLOCK_SHIFT for blocks in self.blocks[:EXTENTS_MAX]]
         over = sum(lengths) - skip_bytes - length_bytes
         lengths[0] -= skip_bytes
@@ -84,15 +84,16 @@ class _ExtentRuns:
 
 
 class Extents:
-    """Describes ranges of layers; offsets and lengths are bytes, of any grain."""
+    """Describes ranges of layers; offsets and lengths are bytes, of any alignment."""
 
     def __init__(self, blockmap: BlockMap):
         self._map = blockmap
 
     def try_extents(self, layer: Layer, offset: int, length: int) -> list[Extent] | None:
-        """Describe all of a range at once; None when a page has to be read, or for a long range.
+        """Describe a whole range without suspending; None when that is not possible.
 
-        Cost: about 10 us for a page.
+        It is not when a page has to be read, and for a range that is empty or longer than
+        `TRY_BYTES_MAX`. Cost: about 10 us for a page.
         """
         if not 0 < length <= TRY_BYTES_MAX:
             return None
@@ -108,7 +109,8 @@ class Extents:
         return runs.extents(offset - (first << BLOCK_SHIFT), length)
 
     async def extents(self, layer: Layer, offset: int, length: int) -> list[Extent]:
-        """Describe the beginning of a range; see the constants for where it stops early.
+        """Describe the beginning of a range, at least one extent unless the range is empty; the
+        constants of this module say where the answer stops early.
 
         Raises:
             ChecksumError, DamagedError: a page of the map has no good copy.
@@ -147,7 +149,7 @@ class Extents:
         return runs.extents(offset - (first << BLOCK_SHIFT), length)
 
     def _piece(self, layer: Layer, page: Page, numbers: list[int]) -> list[tuple[int, Page]]:
-        """The first page, and those near it that are in memory."""
+        """`page`, the first of `numbers`, and those that follow it closely and are in memory."""
         pages = [(numbers[0], page)]
         for number in numbers[1:]:
             if number >= numbers[0] + PIECE_PAGES:
@@ -160,7 +162,7 @@ class Extents:
 
 
 class Overlays:
-    """What is not durable of a range of blocks, as it was at one moment."""
+    """The blocks and zero ranges in a range that were not durable at one moment."""
 
     def __init__(self, parts: Sequence[Overlay], first: int, end: int):
         """`parts`: newest first."""
@@ -182,16 +184,18 @@ class Overlays:
             self._steps.append((ends, np.sort(np.array(blocks, dtype=np.int64))))
 
     def pages(self) -> list[int]:
-        """Pages that blocks are held of; some may be zero again."""
+        """The pages of the held blocks, with repeats; some of the blocks may be zero again."""
         held = [np.unique(blocks >> PAGE_SHIFT).tolist() for _, blocks in self._steps]
         return [number for numbers in held for number in numbers]
 
     def zero_ranges(self) -> list[tuple[int, int]]:
-        """[first, end) blocks that were zeroed; some may be written again."""
+        """The zeroed ranges [first, end) of blocks; some of the blocks may be written again."""
         return [(start, stop) for ranges, _ in self._steps for start, stop in ranges.tolist()]
 
     def lay_over(self, zero: Flags, first: int, held: Flags | None = None) -> None:
-        """Correct the flags of the blocks from `first` on; note in `held` which are held."""
+        """Update `zero`, the flags of the blocks from `first` on; mark in `held` the blocks that
+        overlays hold or zero.
+        """
         end = first + len(zero)
         for ranges, blocks in self._steps:
             near = ranges[(ranges[:, 0] < end) & (ranges[:, 1] > first)] - first
@@ -208,7 +212,7 @@ class Overlays:
 def _zero_flags(
     pages: list[tuple[int, Page]], overlays: Overlays | None, first: int, end: int
 ) -> Flags:
-    """Which blocks of [first, end) read as zeroes; those of no page given do."""
+    """Which blocks of [first, end) read as zeroes; blocks of pages that are not given do."""
     number, page = pages[0]
     if len(pages) == 1 and first >> PAGE_SHIFT == end - 1 >> PAGE_SHIFT:
         zero = _zeroes_of(page, first, end)

@@ -1,4 +1,4 @@
-"""Lets the layers of the map follow those of the catalogue."""
+"""Keeps the map's tree of layers in step with the catalogue's."""
 
 from collections.abc import Iterable
 
@@ -9,7 +9,7 @@ from storage.map.layer import Layer
 
 
 def make_layers(numbers: Iterable[int], catalogue: Catalogue, blockmap: BlockMap) -> None:
-    """Make layers that the catalogue has and the map has not; parents come first."""
+    """Make the layers `numbers`, which the catalogue has and the map lacks; parents come first."""
     for number in numbers:
         record = catalogue.layers[number]
         parent = blockmap.layers[record.parent] if record.parent else None
@@ -18,10 +18,10 @@ def make_layers(numbers: Iterable[int], catalogue: Catalogue, blockmap: BlockMap
 
 
 def follow(changes: LayerChanges, blockmap: BlockMap) -> None:
-    """Do to the map's layers what a durable operation did to the catalogue's; new ones are there.
+    """Apply a durable operation's changes to the map's layers; the layers that it made exist.
 
-    Those that are severed keep their pages in memory, as what these hold does not change. Those
-    that are dropped leave the tree; what they stored is given back by checkpoints.
+    Severed layers keep their cached pages, as the content of these does not change. Dropped layers
+    leave the tree; checkpoints give back their blocks.
     """
     for number in changes.copied:
         blockmap.layers[number].copied = True

@@ -1,8 +1,8 @@
-"""The tree of layers, and what each keeps in memory.
+"""The tree of layers, and the state that each layer keeps in memory.
 
-A layer is the blocks written between two snapshots of one lineage. It has at most one parent, and
-only a layer without children is written. A read looks into the overlays of the layer and
-of its ancestors, then into the merged page.
+A layer holds the blocks written between two snapshots of one lineage. It has at most one parent,
+and clients write only to a layer without children. A read looks into the overlays of the layer and
+of its ancestors, then into the layer's merged page.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -14,14 +14,14 @@ from storage.map.overlay import Overlay
 from storage.map.page import Page, PendingPage
 
 FEW_PAGES = 8
-"""So many are looked up one by one, which is quicker."""
+"""Up to so many pages are looked up one by one, which is faster."""
 
 
 class Layer:
-    """One layer. Pages, pending changes and overlays are filled in by the map and the log."""
+    """One layer. The map fills in pages and pending changes, the log fills in overlays."""
 
     __slots__ = (
-        "_above",
+        "_ancestor_pages",
         "children",
         "copied",
         "directory",
@@ -41,23 +41,23 @@ class Layer:
         self.parent = parent
         self.children: list[Layer] = []
         self.copied = False
-        """See LayerRecord."""
+        """As in `LayerRecord`: the layer got copies of blocks that it inherits."""
         self.directory = Directory()
         self.pending: dict[int, PendingPage] = {}
         """Durable changes since the last checkpoint, by page."""
         self.frozen_pending: dict[int, PendingPage] = {}
-        """Those that the checkpoint under way is writing."""
+        """Changes that the checkpoint under way is writing, by page."""
         self.gained = 0
         self.frozen_gained = 0
-        """Stored blocks that they brought, whatever they displaced."""
+        """Stored blocks that pending and frozen changes brought, whatever they displaced."""
         self.pages: dict[int, Page] = {}
-        """Merged pages in the cache, its own and those of ancestors it has not changed."""
+        """Cached merged pages: the layer's own, and pages of ancestors that it has not changed."""
         self.overlays: list[Overlay] = []
-        """Buffers not yet durable that hold blocks of this layer, newest first."""
+        """Overlays of this layer in buffers that are not durable yet, newest first."""
         self.inherited: list[Layer] = []
-        """Ancestors that had overlays when this layer was made; pruned as they drain."""
-        self._above: PageSet | None = None
-        """At least the pages that ancestors have changed; made when it is asked for."""
+        """Ancestors that had overlays when this layer was made; removed once they have none."""
+        self._ancestor_pages: PageSet | None = None
+        """At least the pages that ancestors have changed; made at first use."""
         if parent is not None:
             parent.children.append(self)
             self.inherited = [up for up in (parent, *parent.inherited) if up.overlays]
@@ -76,58 +76,59 @@ class Layer:
         return not held and next(self.directory.pages(), None) is None
 
     def mapped_pages(self, low: int, end: int, most: int = PAGES_MAX) -> list[int]:
-        """The first pages of [low, end), at most so many, that this layer or one above it has
-        changed, ascending. The others are zeroes but for what overlays hold.
+        """The first `most` pages of [low, end) that this layer or an ancestor has changed,
+        ascending. The other pages read as zeroes, except for blocks in overlays.
 
-        Cost: does not depend on how many layers there are above, but for the first call.
+        Cost: independent of the number of ancestors, except for the first call.
         """
-        above = self._pages_above()
+        of_ancestors = self._pages_of_ancestors()
         if end - low <= FEW_PAGES:
-            return [n for n in range(low, end) if n in above or self.owns(n)][:most]
-        found = {*islice(above.between(low, end), most)}
+            return [n for n in range(low, end) if n in of_ancestors or self.owns(n)][:most]
+        found = {*islice(of_ancestors.between(low, end), most)}
         found.update(changed_pages([self], low, end, most))
         return sorted(found)[:most]
 
     def owner(self, page: int) -> "Layer | None":
-        """The nearest layer at or above this one that has changed the page."""
-        if page not in self._pages_above():
+        """This layer if it has changed the page, else its nearest ancestor that has, or None."""
+        if page not in self._pages_of_ancestors():
             return self if self.owns(page) else None
         return next((up for up in self.ancestry() if up.owns(page)), None)
 
-    def _pages_above(self) -> PageSet:
-        """The pages that ancestors have changed, and maybe some that none has any more.
+    def _pages_of_ancestors(self) -> PageSet:
+        """The pages that ancestors have changed, and maybe some that no ancestor stores any more.
 
-        The set is handed down from layer to layer: it is the newest that is asked for.
+        The set is taken over from the nearest ancestor that has one, as mostly the newest layer is
+        asked: only the layers from there on are added.
         """
-        if self._above is None:
-            self._above, between = PageSet(), []
+        if self._ancestor_pages is None:
+            self._ancestor_pages, between = PageSet(), []
             up = self.parent
             while up is not None:
                 between.append(up)
-                if up._above is not None:
-                    self._above, up._above = up._above, None
+                if up._ancestor_pages is not None:
+                    self._ancestor_pages, up._ancestor_pages = up._ancestor_pages, None
                     break
                 up = up.parent
             for layer in between:
-                self._above.add_stored(layer.directory)
-                self._above.add(layer.pending)
-                self._above.add(layer.frozen_pending)
-        return self._above
+                self._ancestor_pages.add_stored(layer.directory)
+                self._ancestor_pages.add(layer.pending)
+                self._ancestor_pages.add(layer.frozen_pending)
+        return self._ancestor_pages
 
-    def changed_above(self, page: int) -> None:
-        """A layer above this one has changed a page since this one was made."""
-        if self._above is not None:
-            self._above.add((page,))
+    def note_ancestor_change(self, page: int) -> None:
+        """Note a page that an ancestor has changed since this layer was made."""
+        if self._ancestor_pages is not None:
+            self._ancestor_pages.add((page,))
 
     def ancestry(self) -> Iterator["Layer"]:
-        """This layer, its parent, and so on up to the root."""
+        """Yield this layer, its parent, and so on to the root."""
         layer: Layer | None = self
         while layer is not None:
             yield layer
             layer = layer.parent
 
     def descendants(self) -> Iterator["Layer"]:
-        """All layers below this one."""
+        """Yield all descendants, in no order."""
         stack = list(self.children)
         while stack:
             layer = stack.pop()
@@ -135,7 +136,9 @@ class Layer:
             stack += layer.children
 
     def drained_overlays(self) -> list[Overlay]:
-        """The overlays a read has to look at, newest first, its own before inherited ones."""
+        """The overlays that a read has to look at: the layer's own, newest first, then those of
+        its ancestors. Ancestors without overlays leave `inherited`.
+        """
         if not self.inherited:
             return self.overlays
         self.inherited = [up for up in self.inherited if up.overlays]
@@ -146,10 +149,9 @@ class Layer:
 
 
 def changed_pages(layers: Sequence[Layer], low: int, end: int, most: int = PAGES_MAX) -> list[int]:
-    """The first pages of [low, end), at most so many, that any of these layers has changed,
-    ascending.
+    """The first `most` pages of [low, end) that any of these layers has changed, ascending.
 
-    Cost: some 10 us for each layer; more with pages that wait for a checkpoint.
+    Cost: some 10 us for each layer; more with changes that wait for a checkpoint.
     """
     if end - low <= FEW_PAGES:
         few = [n for n in range(low, end) if any(layer.owns(n) for layer in layers)]
@@ -163,8 +165,8 @@ def changed_pages(layers: Sequence[Layer], low: int, end: int, most: int = PAGES
 
 
 def apart(one: Layer, other: Layer | None) -> list[Layer]:
-    """The layers that one of two stands on, or is, and the other does not: only where these
-    changed something can the two differ."""
+    """The layers that are in the ancestry of only one of the two, a layer being part of its own:
+    the two can differ only in pages that these layers have changed."""
     mine = list(one.ancestry())
     theirs = [] if other is None else list(other.ancestry())
     common = {*mine} & {*theirs}
@@ -172,7 +174,7 @@ def apart(one: Layer, other: Layer | None) -> list[Layer]:
 
 
 def within(numbers: Collection[int], low: int, end: int) -> Collection[int]:
-    """The keys of a dictionary that lie in [low, end), found whichever way is shorter."""
+    """The keys of a dictionary that lie in [low, end); costs the smaller of the two sizes."""
     if len(numbers) < end - low:
         return [number for number in numbers if low <= number < end]
     return [number for number in range(low, end) if number in numbers]

@@ -1,7 +1,7 @@
-"""Which stored blocks are alive: those that the map still names where they lie.
+"""Finds the stored blocks that are alive: the map still names the place where they lie.
 
-The record tables of a segment name layers as of when it was written. Merges have moved blocks
-since, so the layer that owns a page now is looked up by the merges that were done.
+The record tables of a segment name layers as of the time when it was written. Merges may have moved
+the blocks to other layers since, so the merges are followed to the layer that owns a page now.
 """
 
 import logging
@@ -23,12 +23,12 @@ from storage.map.layer import Layer
 log = logging.getLogger("cenote.storage")
 
 PAGES_PER_TURN = 8
-"""Then others run: a page that is in memory takes about 20 us."""
+"""Pages between two turns of other tasks: a page that is in memory takes about 20 us."""
 
 
 @dataclass(frozen=True, slots=True)
 class Alive:
-    """Blocks of one page of one layer that still lie where they were written: arrays of u64."""
+    """Live blocks of one page of one layer: numbers, words A and words B, each of shape (n,)."""
 
     layer: int
     blocks: Words
@@ -37,15 +37,17 @@ class Alive:
 
 
 class Liveness:
-    """Tells which stored blocks are alive. Nothing is locked: what it says may be outdated as soon
-    as it is said, which is why moves are conditional (R11)."""
+    """Tells which stored blocks are alive. It locks nothing, so an answer may be outdated as soon
+    as it is given, which is why moves are conditional (R11)."""
 
     def __init__(self, blockmap: BlockMap, durable: Catalogue) -> None:
         self._map = blockmap
         self._durable = durable
 
     async def of(self, extents: list[LayerExtents]) -> list[Alive]:
-        """What is alive of these extents, in the order of layers and blocks."""
+        """The live blocks of these extents, ordered by layer and block. The blocks of a page that
+        cannot be read count as dead; it is logged.
+        """
         found: list[Alive] = []
         merging = self._durable.merging()
         turns = 0
@@ -69,7 +71,9 @@ class Liveness:
         return found
 
     def _owner(self, number: int, page: int, merging: dict[int, int]) -> Layer | None:
-        """The layer that owns what a layer stored on a page: itself, or the one it went into."""
+        """The layer that owns now the blocks that layer `number` stored of a page: itself, or the
+        layer that it was merged into. None when all of them are dead.
+        """
         while True:
             layer = self._map.layers.get(number)
             record = self._durable.layers.get(number)
@@ -77,14 +81,16 @@ class Liveness:
                 return None
             if layer is not None and layer.owns(page):
                 return layer
-            below = merging.get(number) if layer is not None else self._durable.merged_into(number)
-            if below is None:
+            heir = merging.get(number) if layer is not None else self._durable.merged_into(number)
+            if heir is None:
                 return None
-            number = below
+            number = heir
 
 
 def _joined(extents: list[LayerExtents]) -> Iterator[tuple[int, Words, Words, Words]]:
-    """All blocks by layer, ascending; later ones of the same block behind earlier ones."""
+    """Yield (layer, blocks, words A, words B) by ascending layer; blocks are sorted, and versions
+    of one block stay in the order of `extents`.
+    """
     by_layer: dict[int, list[tuple[Words, Words, Words]]] = {}
     for each in extents:
         by_layer.setdefault(each.layer, []).append(expand_extents(each))

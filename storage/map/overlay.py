@@ -1,12 +1,13 @@
-"""What a write buffer holds of one layer, in memory until its commit is durable."""
+"""Overlays: the blocks of one layer in a write buffer, in memory until its commit is durable."""
 
 from storage.format.entry import BLOCK_BYTES
 
 
 class Overlay:
-    """What one buffer holds of one layer; `view` is the memory of the whole buffer.
+    """The blocks and zero ranges of one layer in one buffer; `view` is the buffer's whole memory.
 
-    It does not refer to its buffer: in a cycle, 4 MiB would wait for the garbage collector.
+    An overlay does not refer to its buffer: in a reference cycle, 4 MiB would wait for the garbage
+    collector.
     """
 
     __slots__ = ("index", "view", "zeroes")
@@ -16,8 +17,8 @@ class Overlay:
         self.index: dict[int, int] = {}
         """Block number to place in the buffer, in blocks."""
         self.zeroes: list[tuple[int, int]] = []
-        """[first, end) ranges that read zero unless the index has the block: a range comes
-        before every block of the index that lies in it."""
+        """Ranges [first, end) whose blocks read as zeroes unless the index has them: all blocks of
+        the index that lie in a range were written after it."""
 
     def block(self, place: int) -> memoryview:
         """The memory of one block."""
@@ -29,7 +30,7 @@ class Overlay:
         return any(first <= block < end for first, end in self.zeroes)
 
     def put_zeroes(self, first: int, end: int) -> None:
-        """Zero [first, end): what this buffer holds of it is forgotten."""
+        """Zero the blocks [first, end), and remove them from the index."""
         index = self.index
         if len(index) < end - first:
             stale = [block for block in index if first <= block < end]

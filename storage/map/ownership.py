@@ -1,7 +1,7 @@
-"""Which blocks of a page a layer itself holds, and how deep below another that layer lies.
+"""Finds which blocks of a page a layer itself holds, and the depth in its ancestry of every block.
 
-A merged page tells where a block is stored, not whose it is. That is told by what the layer
-stores of the page, and by the changes since.
+A merged page says where a block is stored, not which layer holds it. The layer's own base and delta
+of the page say that, together with its changes since.
 """
 
 import numpy as np
@@ -15,7 +15,8 @@ from storage.map.page import Page
 from storage.map.runs import States
 
 OWN = 1
-"""Then 2 for the parent's blocks, and so on, as QEMU counts; 0 for those of nobody."""
+"""The depth of a layer's own blocks; 2 for its parent's, and so on, as QEMU counts; 0 for blocks
+that no layer holds."""
 
 _KIND = np.uint64(KIND_MASK)
 _ZERO = np.uint64(ZERO)
@@ -23,7 +24,7 @@ _ZERO = np.uint64(ZERO)
 
 async def own_blocks(blockmap: BlockMap, layer: Layer, number: int) -> Flags:
     """Which blocks of a page are the layer's own, data or zeroes; shape (1024,). Cost: up to two
-    reads, as it is not kept in memory.
+    reads, as ownership is not kept in memory.
 
     Raises:
         ChecksumError, DamagedError: a page of the map has no good copy.
@@ -36,32 +37,32 @@ async def own_blocks(blockmap: BlockMap, layer: Layer, number: int) -> Flags:
         if row is not None:
             own |= (await blockmap.own_of(row, number)).own
         if generation != blockmap.generation:
-            continue  # a checkpoint moved things about
+            continue  # a checkpoint may have moved the page meanwhile
         for pending in (layer.frozen_pending.get(number), layer.pending.get(number)):
             for step in () if pending is None else pending.steps():
-                if step.old is None:  # else what was moved was its own before
+                if step.old is None:  # else a move, whose blocks were the layer's own before
                     own[step.slots] = True
         return own
 
 
 def is_zero(entries: Words) -> Flags:
-    """Which entries read as zeroes; shape (n,) of (n, 2)."""
+    """Which entries, shape (n, 2), read as zeroes; shape (n,)."""
     zero: Flags = entries[:, 0] & _KIND <= _ZERO
     return zero
 
 
 async def find_page(blockmap: BlockMap, layer: Layer, number: int) -> tuple[Page, int]:
-    """The merged page, and how many were read for it. Raises as `own_blocks`."""
+    """The merged page, and the number of pages read for it, 0 or 1. Raises as `own_blocks`."""
     page = blockmap.find_page(layer, number)
     return (await blockmap.page(layer, number), 1) if page is None else (page, 0)
 
 
 class Depth:
-    """How deep each block of a layer lies: 0 nowhere, 1 in the layer itself, 2 in its parent, and
-    so on. Zeroes that nothing lies below are nowhere. See `storage.map.runs.View`.
+    """A view of the depth of each block: 1 for the layer's own, 2 for its parent's, and so on; 0
+    for blocks that no layer holds, and for zeroes of the root. See `storage.map.runs.View`.
 
-    Cost: what is read of a page is what every layer stores of it, down to the one that holds the
-    deepest block.
+    Cost: of each page, the bases and deltas of all layers from this one to the one that holds the
+    deepest block are read.
     """
 
     def __init__(self, blockmap: BlockMap, layer: Layer, first: int, end: int) -> None:
@@ -85,7 +86,7 @@ class Depth:
         self.reads += reads
         zero = is_zero(page.entries)
         undecided = page.entries[:, 0] & _KIND != 0
-        undecided |= bool(self._held)  # what is not durable is in no page
+        undecided |= bool(self._held)  # blocks that are not durable are in no page
         depths = np.zeros(PAGE_BLOCKS, dtype=np.uint32)
         for depth, up in enumerate(self._layer.ancestry(), OWN):
             if not undecided.any():

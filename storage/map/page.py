@@ -1,8 +1,8 @@
 """Pages of the block map in memory, and the changes that wait for a checkpoint.
 
-A page is the merged view of 1,024 blocks down the whole layer chain: an array of entries, read
-one by one through a memoryview, in bulk by slices. It is immutable while it is shared by
-several layers, and copied before the first change (R6).
+A page is the merged view of 1,024 blocks over a layer and all its ancestors: an array of entries,
+read one by one through a memoryview, in bulk by slices. It is immutable while several layers share
+it, and copied before the first change (R6).
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ PAGE_COST_BYTES = PAGE_BLOCKS * 16 + 700
 ROW_BYTES = 24
 COUNT_SHIFT = 16
 _FIRST, _TO, _FROM = 1 << 60, 1 << 61, 1 << 62
-"""Marks in the head of a row: of a move, and the first one of a commit."""
+"""Marks in the head of a row: the first move of a commit, a move's new place, and its old place."""
 SLOT_MASK = (1 << COUNT_SHIFT) - 1
 
 
@@ -32,9 +32,9 @@ class Page:
         self.entries = entries
         self.words = entries.data.cast("B").cast("Q")
         self.owner = owner
-        """Number of the layer whose view this is; others that have not changed it share it."""
+        """Number of the layer whose view this is; descendants that have not changed it share it."""
         self.hot = True
-        """Touched since the clock hand last passed."""
+        """Used since the clock hand last passed."""
 
     def copy_for(self, owner: int) -> "Page":
         """A copy for a layer that is about to change it."""
@@ -42,15 +42,15 @@ class Page:
 
 
 class Step(NamedTuple):
-    """Changes of one page that take effect together: shapes (n,) and (n, 2)."""
+    """Changes of one page that take effect together: slots (n,), entries and old (n, 2)."""
 
     slots: NDArray[np.int64]
     entries: Words
     old: Words | None
-    """For moves: what the entry has to be for the change to count; no slot comes twice then."""
+    """For moves: the entry that a slot must hold for its change to count; no slot comes twice."""
 
     def apply(self, entries: Words) -> None:
-        """Change the merged entries of a page, shape (1024, 2); the last of repeats counts."""
+        """Change the merged entries of a page, shape (1024, 2); a slot's last change counts."""
         if self.old is None:
             entries[self.slots] = self.entries
             return
@@ -62,8 +62,8 @@ class PendingPage:
     """Durable changes of one page, oldest first: rows of three u64 in one flat buffer.
 
     Row: (slot | blocks << 16, word A, word B of the first block). One row may stand for a
-    compressed extent, or a zero range, of several blocks. A move is two rows: where the
-    blocks were, marked, and where they are now (R11).
+    compressed extent, or a zero range, of several blocks. A move is two marked rows: the old place
+    of the blocks, then the new one (R11).
     """
 
     __slots__ = ("has_moves", "rows")
@@ -77,7 +77,7 @@ class PendingPage:
         self.rows += rows.tobytes()
 
     def add_moves(self, rows: Words) -> None:
-        """Append the moves of one commit, shape (2n, 3), from and to in turn, not marked yet."""
+        """Append the moves of one commit, shape (2n, 3): old and new place in turn, unmarked."""
         marked = rows.copy()
         marked[0::2, 0] |= np.uint64(_FROM)
         marked[1::2, 0] |= np.uint64(_TO)
@@ -86,10 +86,10 @@ class PendingPage:
         self.has_moves = True
 
     def steps(self) -> list[Step]:
-        """All changes, one item per block within each step.
+        """All changes as steps to apply in turn, one item per block in each step.
 
-        Changes of one block are in order. Those of blocks that change once, which are most,
-        come first, in two steps at most, however many commits they are of.
+        Changes of one block keep their order. Blocks that change once, which are most, come first,
+        in two steps at most, however many commits changed them.
         """
         rows = np.frombuffer(bytes(self.rows), dtype="<u8").reshape(-1, 3)
         if not self.has_moves:
@@ -111,13 +111,14 @@ class PendingPage:
         return steps
 
     def named(self) -> Words:
-        """Every entry that these changes bring, shape (n, 2), whether it still counts or not."""
+        """Every entry that these changes bring, shape (n, 2), replaced entries included."""
         return np.concatenate([step.entries for step in self.steps()])
 
 
 class _Changes(NamedTuple):
-    """Writes, or moves, of one page: one item per block, and the group of neighbours in the log
-    that each is of. No block comes twice in a group of moves.
+    """The writes, or the moves, of one page: one item per block. `groups` numbers the writes
+    between two moves, and the moves of one commit, in order. No block comes twice in a group of
+    moves.
     """
 
     slots: NDArray[np.int64]
@@ -133,7 +134,7 @@ class _Changes(NamedTuple):
         return cls(slots, entries, np.repeat(groups, counts), old)
 
     def steps(self, chosen: NDArray[np.bool_]) -> list[Step]:
-        """Some of them as a step; none if that is none."""
+        """The chosen changes as one step, or no step when none is chosen."""
         if not chosen.any():
             return []
         old = None if self.old is None else self.old[chosen]
@@ -141,7 +142,7 @@ class _Changes(NamedTuple):
 
 
 def expand_rows(rows: Words) -> tuple[NDArray[np.int64], Words]:
-    """One item per block: slots, shape (n,), and entries, shape (n, 2)."""
+    """Expand rows, shape (m, 3), to one item per block: slots, (n,), and entries, (n, 2)."""
     heads = rows[:, 0].astype(np.int64)
     slots = heads & SLOT_MASK
     counts = heads >> COUNT_SHIFT
@@ -156,7 +157,7 @@ def expand_rows(rows: Words) -> tuple[NDArray[np.int64], Words]:
 
 
 def settle(slots: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which of several changes to the same slots is the last; shape as `slots`."""
+    """Which changes are the last of their slot; flags, shape as `slots`."""
     order = np.arange(len(slots))
     last = np.full(PAGE_BLOCKS, -1, dtype=np.int64)
     np.maximum.at(last, slots, order)

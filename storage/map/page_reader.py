@@ -1,5 +1,6 @@
-"""Reads pages of the block map as they lie on disk: the nearest base, the nearest delta, and what
-the cleaner moved since.
+"""Reads pages of the block map from disk: the nearest base and the nearest delta.
+
+Inherited entries whose blocks the cleaner moved since are looked up from their owners.
 """
 
 from collections.abc import Awaitable, Callable
@@ -25,9 +26,9 @@ Slots = NDArray[np.intp]
 class Merged:
     """A page as read from disk, before pending changes.
 
-    `own` marks entries that belong to the layer asked for; `changed` those that differ from
-    the nearest base, which the next delta has to repeat. Arrays of shape (1024,) and (1024, 2).
-    `fresh` counts the changes that this checkpoint brings.
+    `own` marks entries that belong to the layer asked for, `changed` those that differ from the
+    nearest base, so that the next delta has to repeat them; both of shape (1024,). `entries` is of
+    shape (1024, 2). `fresh` counts the changes that the checkpoint under way applies.
     """
 
     __slots__ = ("changed", "entries", "fresh", "own")
@@ -40,7 +41,7 @@ class Merged:
 
 
 class PageReader:
-    """Reads pages through a store; `table` says which segments are live."""
+    """Reads pages through `segment_io`; `table` says which segments are live."""
 
     def __init__(self, segment_io: SegmentIO, table: SegmentTable):
         self._segment_io = segment_io
@@ -54,11 +55,15 @@ class PageReader:
         parent_of: ParentOf,
         fetch: Fetch | None = None,
     ) -> Merged:
-        """The page of `layer` as directories say, pending changes left out.
+        """The page of `layer` as stored, without pending changes.
 
-        `fetch` reads a blob by its entry words; the store does unless told otherwise. At most
-        two reads: one delta and one base, however deep the chain is. An inherited entry is a
-        hint: when the cleaner has moved the block since, it is looked up from its owner.
+        `row_of` gives a layer's row of the page, `parent_of` a layer's parent; `fetch` reads a blob
+        by its entry words, by default `SegmentIO.read_located`. Costs at most two reads, one delta
+        and one base, however many ancestors there are. An inherited entry is a hint: when the
+        cleaner has moved the block since, it is looked up from its owner, at more reads.
+
+        Raises:
+            ChecksumError, DamagedError: a blob has no good copy, or an entry no owner.
         """
         fetch = fetch or self._segment_io.read_located
         merged = await self._read_blobs(layer, number, row_of, parent_of, fetch)
@@ -110,7 +115,9 @@ class PageReader:
         return hints[np.isin(segments, np.array(gone, dtype=np.uint64))] if gone else hints[:0]
 
     async def own_of(self, row: list[int], number: int, fetch: Fetch | None = None) -> Merged:
-        """What a layer stores itself of a page, by the page's row; entries of others are absent."""
+        """A layer's own base and delta of a page, by the page's row; `own` marks its own entries,
+        all other entries are absent or hints. Raises as `read_merged`.
+        """
         fetch = fetch or self._segment_io.read_located
         merged = Merged()
         for at, delta in ((0, False), (2, True)):
@@ -120,7 +127,7 @@ class PageReader:
         return merged
 
     async def own_entries(self, row: list[int], number: int, fetch: Fetch | None = None) -> Words:
-        """Entries (n, 2) that the layer itself stores on that page according to its row."""
+        """A layer's own entries of a page, shape (n, 2), by the page's row. Raises as `own_of`."""
         merged = await self.own_of(row, number, fetch)
         return merged.entries[merged.own]
 

@@ -1,9 +1,9 @@
 """Reads blocks of a layer: overlays first, then the map, then the members.
 
-`try_read` answers when everything is in memory or in the kernel's page cache, without
-suspending. `read` waits for what is missing. Both work on the same plan: pieces in order, each
-bytes in memory, zeroes, a run of raw blocks that lie next to each other, or part of
-a compressed extent.
+`try_read` answers without suspending when everything is in memory or in the kernel's page cache.
+`read` waits for missing pages and bytes. Both work on the same plan: pieces in order, each of them
+bytes in memory, zeroes, a run of raw blocks that lie next to each other, or part of a compressed
+extent.
 """
 
 from collections import OrderedDict
@@ -61,7 +61,7 @@ class ExtentCache:
         return data
 
     def put(self, a: int, data: bytes) -> None:
-        """Keep an extent; the longest unused ones go."""
+        """Keep an extent; past the capacity, the least recently used ones are dropped."""
         if a not in self._items:
             self._items[a] = data
             self._held_bytes += len(data) + 150
@@ -94,7 +94,7 @@ class PackedPart:
 
 
 Piece = memoryview | RawRun | PackedPart | int
-"""Bytes in memory; blocks on a member; or a number of zero blocks."""
+"""Bytes in memory, blocks on a member, or a number of zero blocks."""
 
 
 class Reader:
@@ -108,7 +108,8 @@ class Reader:
     # -- fast path
 
     def try_read(self, layer: Layer, block: int, count: int) -> Buffer | None:
-        """Whole blocks at once, or None when something has to be waited for.
+        """Read whole blocks without suspending; None when a page or a member has to be waited for,
+        or a checksum is wrong.
 
         Cost of one raw block: two dictionary look-ups, one preadv, one hash.
         """
@@ -187,7 +188,7 @@ class Reader:
     # -- waiting path
 
     async def read(self, layer: Layer, block: int, count: int) -> Buffer:
-        """Whole blocks, waiting for pages and members.
+        """Read whole blocks, waiting for pages and members.
 
         Raises:
             ChecksumError: no good copy is left.
@@ -197,7 +198,7 @@ class Reader:
             try:
                 return await self._read(layer, block, count)
             except DamagedError:
-                # What was planned may have been overwritten, or moved, and freed since.
+                # A planned block may have been overwritten or moved, and its place freed, since.
                 end = (block + count - 1 >> PAGE_SHIFT) + 1
                 self._map.drop_stale(layer, block >> PAGE_SHIFT, end)
         return await self._read(layer, block, count)
@@ -261,7 +262,7 @@ class Reader:
         )
         if data is not None and _is_good(data, run.checks):
             return data
-        # Something is wrong somewhere in it: block by block, from whichever copy is good.
+        # Some block of the run is bad: read each from any copy of it that is good.
         parts = [
             await self._segment_io.read(
                 run.segment, run.offset + i * BLOCK_BYTES, BLOCK_BYTES, check
@@ -309,7 +310,7 @@ def _in_overlays(overlays: list[Overlay] | tuple[()], block: int) -> memoryview 
     for part in overlays:
         place = part.index.get(block)
         if place is not None:
-            # Copied: the block may be written again while a sender still looks at this.
+            # Copied: the block may be written again while a sender still uses these bytes.
             return memoryview(bytes(part.block(place)))
         if part.zeroes and part.covers_with_zero(block):
             return memoryview(b"")
@@ -327,7 +328,7 @@ def _piece(a: int, b: int) -> Piece:
 
 
 def _extends(last: Piece | None, a: int, b: int) -> bool:
-    """Whether the entry goes on where the last piece ends; raw and packed ones then grow."""
+    """Whether an entry continues the last piece; a raw run or a packed part then grows by it."""
     kind = a & KIND_MASK
     if type(last) is int:
         return kind <= ZERO

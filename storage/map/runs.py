@@ -1,6 +1,7 @@
-"""Runs of blocks with one state each, found page by page with a bounded amount of work.
+"""Finds runs of blocks with one state each, page by page, with a bounded amount of work.
 
-What a state says is up to the view that is walked. Pages that it does not name are in state 0.
+The view that is walked gives the states their meaning. Blocks of pages that it does not list are in
+state 0.
 """
 
 from typing import Protocol
@@ -16,22 +17,22 @@ from storage.format.pages import PAGE_SHIFT
 PAGES_MAX = 1024
 """Pages looked at in one walk: 4 GiB of data, in some 30 ms if they are in memory."""
 READS_MAX = 128
-"""Pages and parts of pages that are read for it, each 1 or 2 random reads of a disk."""
+"""Pages and parts of pages that one walk reads from disk, each 1 or 2 random reads."""
 TURN_PAGES = 16
-"""Then others run: some 500 us."""
+"""Pages between two turns of other tasks: some 500 us."""
 
 States = NDArray[np.uint32]
 Run = tuple[int, int]
 
 
 class View(Protocol):
-    """Something that every block has a state in."""
+    """Gives every block a state."""
 
     reads: int
-    """How much was read so far that was not in memory."""
+    """Pages and parts of pages read from disk so far."""
 
     def pages(self, low: int, end: int, most: int) -> list[int]:
-        """The first pages of [low, end), at most so many, in which any state may not be 0."""
+        """The first `most` pages of [low, end) in which a state may differ from 0, ascending."""
 
     async def states(self, number: int) -> States:
         """The states of the blocks of a page, shape (1024,).
@@ -42,11 +43,11 @@ class View(Protocol):
 
 
 class Runs:
-    """Runs under construction; neighbours differ in their states."""
+    """Builds runs; adjacent runs differ in their states."""
 
     def __init__(self) -> None:
         self.items: list[Run] = []
-        """Blocks and state of each."""
+        """(blocks, state) of each run."""
 
     def add(self, blocks: int, state: int) -> None:
         """Append one run."""
@@ -56,7 +57,7 @@ class Runs:
             self.items.append((blocks, state))
 
     def add_states(self, states: States) -> None:
-        """Append one state per block, at least one."""
+        """Append runs from one state per block; shape (n,), n >= 1."""
         starts = np.concatenate(([0], np.flatnonzero(states[1:] != states[:-1]) + 1))
         lengths = np.diff(starts, append=len(states)).tolist()
         values = states[starts].tolist()
@@ -94,7 +95,8 @@ async def walk(view: View, first: int, end: int) -> list[Run]:
 
 
 def in_bytes(runs: list[Run], skip_bytes: int, length_bytes: int) -> list[Run]:
-    """Runs of blocks as runs of bytes, cut at both ends to a range that begins in the first."""
+    """Turn runs of blocks into runs of bytes, cut to the range that begins `skip_bytes` into the
+    first one."""
     found = [(blocks << BLOCK_SHIFT, state) for blocks, state in runs]
     over = sum(length for length, _ in found) - skip_bytes - length_bytes
     found[0] = (found[0][0] - skip_bytes, found[0][1])

@@ -1,13 +1,13 @@
-"""What layers store: blocks and bytes of each, exact at every checkpoint.
+"""Counts the blocks and bytes that each layer stores, exactly at every checkpoint.
 
 Every stored block belongs to one layer, so the layers add up to all data, and with the map to all
 live bytes of the segments. Counts move with the blocks:
 
-    a layer that is merged      counts as part of the one that it goes into, from the first
+    a layer that is merged      counts as part of the child that it is merged into, from the first
                                 checkpoint on, though its pages follow piece by piece
-    a layer that is dying       counts as DELETED together with all others
+    a layer that is dying       counts as DELETED, together with all other dying layers
 
-A checkpoint changes a copy and stores it; between checkpoints the counts are those of the last.
+A checkpoint changes a copy and stores it; between checkpoints the counts are those of the last one.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from storage.errors import DamagedError
 from storage.format.entry import BLOCK_BYTES, KIND_MASK, RAW, Words, shares_of
 
 DELETED = 0
-"""In place of a layer's number: what checkpoints have still to give back."""
+"""In place of a layer's number: all dying layers, whose blocks checkpoints still give back."""
 
 ROW_BYTES = 24
 
@@ -29,25 +29,25 @@ class Usage:
     def __init__(self) -> None:
         self._layers: dict[int, tuple[int, int]] = {}
         self.map_bytes = 0
-        """Of pages and directories; root and tables are written anew by each checkpoint, and
-        count as dead."""
+        """Stored bytes of pages and directories; each checkpoint writes root and tables anew, so
+        they count as dead."""
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        """(layer, blocks, stored bytes) of every layer that stores anything."""
+        """Yield (layer, blocks, stored bytes) of every layer that stores anything."""
         for number, (blocks, stored_bytes) in self._layers.items():
             yield number, blocks, stored_bytes
 
     def stored_bytes(self, layer: int) -> int:
-        """What the blocks of a layer take, compressed."""
+        """Bytes that the blocks of a layer take on a member, compressed."""
         return self._layers.get(layer, (0, 0))[1]
 
     def mapped_bytes(self, layer: int) -> int:
-        """What the blocks of a layer hold, uncompressed."""
+        """Bytes that the stored blocks of a layer hold, uncompressed."""
         return self._layers.get(layer, (0, 0))[0] * BLOCK_BYTES
 
     @property
     def data_bytes(self) -> int:
-        """What all layers store."""
+        """Stored bytes of all layers together."""
         return sum(stored_bytes for _, stored_bytes in self._layers.values())
 
     def add(self, layer: int, entries: Words, sign: int = 1) -> None:
@@ -57,7 +57,7 @@ class Usage:
         self._change(layer, sign * blocks, sign * stored_bytes)
 
     def move(self, layer: int, to: int) -> None:
-        """Count what a layer stores for another one."""
+        """Add the counts of a layer to those of another one, and forget them."""
         self._change(to, *self._layers.pop(layer, (0, 0)))
 
     def _change(self, layer: int, blocks: int, stored_bytes: int) -> None:

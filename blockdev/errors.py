@@ -1,6 +1,6 @@
 """Errors of block devices: one tree, with a class for each reaction of the caller.
 
-NBD and FUSE send `errno`; the command line exits with `exit_code`, and `cenote exit-codes`
+NBD and FUSE send `errno`; the command line exits with `exit_code`, and `cenote help exit-codes`
 prints the first line of the docstring of each class.
 Messages are lowercase, with facts last: `checksum mismatch: segment=42 offset=8192`.
 """

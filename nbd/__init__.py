@@ -1,1 +1,1 @@
-"""NBD: the wire protocol without I/O, and a server that offers block devices over it."""
+"""NBD: the wire protocol without I/O, a server for block devices, and a client that is one."""

@@ -22,7 +22,7 @@ STRING_BYTES_MAX = 4096
 """Longest name, description or error text ("Values": strings)."""
 
 OPTION_HEADER = struct.Struct(">QII")
-"""Begins each option of a client: OPTION_MAGIC, the option, bytes of data behind it."""
+"""Header of each option of a client: OPTION_MAGIC, the option, length of the data behind it."""
 
 BASE_ALLOCATION = "base:allocation"
 """Holes and zeroes: the metadata context that every export has."""
@@ -43,7 +43,7 @@ class HandshakeFlag(IntFlag):
 
 
 class Option(IntEnum):
-    """What a client may ask for during negotiation."""
+    """Options: the requests of a client during negotiation."""
 
     EXPORT_NAME = 1
     ABORT = 2
@@ -58,7 +58,7 @@ class Option(IntEnum):
 
 
 class OptionReply(IntEnum):
-    """What a server answers; errors have the top bit set."""
+    """Types of replies to an option; errors have the top bit set."""
 
     ACK = 1
     SERVER = 2
@@ -86,7 +86,7 @@ class Info(IntEnum):
 
 
 class ExportFlag(IntFlag):
-    """Transmission flags: what an export can do."""
+    """Transmission flags: the abilities of an export."""
 
     HAS_FLAGS = 1 << 0
     READ_ONLY = 1 << 1
@@ -143,7 +143,7 @@ CHUNK_DONE = 1
 
 
 class WireError(IntEnum):
-    """The only error numbers that may go on the wire; they are Linux's on every system."""
+    """The only error numbers that may go on the wire: those of Linux, on every system."""
 
     EPERM = 1
     EIO = 5

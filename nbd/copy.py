@@ -1,14 +1,14 @@
-"""Copying one device onto another: many requests in flight, holes kept, checked if wished.
+"""Copies one device onto another: many requests in flight, holes kept, verified on request.
 
-The source is cut into slots of one request. A slot that the source says is zeroes is never
-read; of the others, longer runs of zeroes are noticed. Zeroes become holes at the destination,
-or nothing at all where it holds zeroes already.
+The source is cut into slots of one request. A slot that the source reports as zeroes is never
+read; in the other slots, longer runs of zeroes are found. Zeroes become holes at the destination,
+and are skipped where it holds zeroes already.
 
     planner   asks the source for its extents, hands out pieces in order
     workers   one per request in flight: read, look for zeroes, write
 
-Memory: `requests_max` times `request_bytes`, thrice at worst; with digests 16 bytes a slot, which
-is 64 MiB per TiB of 256 KiB slots.
+Memory: `requests_max` times `request_bytes`, three times that at worst; digests take 16 bytes a
+slot, which is 64 MiB per TiB of 256 KiB slots.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
@@ -22,17 +22,17 @@ from blockdev.device import BlockDevice
 from blockdev.errors import UnsupportedError
 
 Progress = Callable[[int, int], None]
-"""Called with how much is done, and how much there is."""
+"""Called with the bytes done and the bytes in total."""
 
 ZERO_RUN_BYTES = 128 << 20
-"""Zeroes written at once: quick where holes are made, and not too long where they are written."""
+"""Zeroes of one request: quick where the device makes holes, not too long where it writes them."""
 LOOK_BYTES = 1 << 30
-"""How far one question for extents reaches; a device may answer for less."""
+"""Range of one request for extents; a device may answer for less."""
 GRAIN_BYTES = 32 << 10
-"""Shorter runs of zeroes are copied as data: a request costs more than they do."""
+"""Shorter runs of zeroes are copied as data: a request of their own would cost more."""
 MISMATCHES_MAX = 16
-"""Offsets that a verification names; nobody reads more."""
-_READ_BYTES = 256 << 10  # while looking whether zeroes are zeroes; a multiple of every block
+"""Most offsets that a verification returns: enough for a person to look at."""
+_READ_BYTES = 256 << 10  # of one read that checks for zeroes; a multiple of every block size
 _DIGEST_BYTES = 16
 _NO_DIGEST = bytes(_DIGEST_BYTES)
 
@@ -40,8 +40,8 @@ _NO_DIGEST = bytes(_DIGEST_BYTES)
 @dataclass(frozen=True, slots=True)
 class CopySettings:
     """How to copy. `requests_max` are in flight; `request_bytes` is a multiple of both devices'
-    blocks. `destination_is_zero`: all of it reads as zeroes. `digests`: remember what was copied,
-    for `verify`.
+    blocks. `destination_is_zero`: all of it reads as zeroes. `digests`: keep a digest of each
+    copied slot, for `verify`.
     """
 
     requests_max: int = 64
@@ -52,7 +52,7 @@ class CopySettings:
 
 @dataclass(slots=True)
 class CopyCounts:
-    """What became of the bytes: copied, made zeroes, or left as the zeroes that they were."""
+    """Bytes copied as data, bytes zeroed, and bytes skipped because they were zeroes already."""
 
     copied_bytes: int = 0
     zeroed_bytes: int = 0
@@ -73,7 +73,7 @@ class Copy:
 
     Args:
         source: all of it is copied.
-        destination: at least as large; what is beyond stays as it is.
+        destination: at least as large; bytes past the end of the source stay as they are.
     """
 
     def __init__(
@@ -99,12 +99,13 @@ class Copy:
         self._zeroes_as_data = False
 
     async def run(self) -> CopyCounts:
-        """Copy everything; durable at the destination on return.
+        """Copy the source; the copy is durable on return.
 
         Raises:
-            DeviceError: a device failed; the destination holds some of the source.
+            DeviceError: a device failed; the destination holds part of the copy, as it does
+                after cancellation.
         """
-        # Costs one question where it is not so: the first extent of data answers it.
+        # Costs one request for extents if it is not zero: the first extent of data settles it.
         whole = Piece(0, self.size_bytes, zero=True)
         self._clean = self._clean or await _is_zero(self._destination, whole)
         planner = Planner(self._source, self.size_bytes, self._settings.request_bytes)
@@ -113,9 +114,9 @@ class Copy:
         return self.counts
 
     async def verify(self) -> list[int]:
-        """Read the destination and compare it with what was read from the source.
+        """Read the destination and compare it with the digests of the source.
 
-        Returns where it differs, in order: the beginnings of the first few pieces.
+        Returns the offsets of differing pieces, ascending, at most MISMATCHES_MAX.
 
         Raises:
             DeviceError: the destination cannot be read.
@@ -205,7 +206,7 @@ class Copy:
         return bytes(self._digests[at : at + _DIGEST_BYTES])
 
     def _copied(self) -> Iterator[Piece]:
-        """Yield what `run` copied: slots of data, and runs of slots without a digest."""
+        """Yield the pieces that `run` copied: slots with a digest, and runs of zero slots."""
         slot_bytes = self._settings.request_bytes
         start = 0  # of a run of zeroes
         for offset in range(0, self.size_bytes, slot_bytes):
@@ -247,7 +248,7 @@ class Planner:
         self._source = source
         self._size = size_bytes
         self._slot = slot_bytes
-        self._handed = 0  # everything below was handed out; a multiple of a slot
+        self._handed = 0  # all before this offset was handed out; a multiple of a slot
 
     async def plan(self, hand_out: Callable[[Piece], Awaitable[None]]) -> None:
         """Hand out all pieces. Raises as the source's `extents`."""
@@ -267,7 +268,7 @@ class Planner:
     async def _zeroes(
         self, start: int, end: int, hand_out: Callable[[Piece], Awaitable[None]]
     ) -> None:
-        """Hand out the slots that lie in a run of zeroes, and before them those that do not."""
+        """Hand out the slots that lie in a run of zeroes, after the slots of data before it."""
         first = -(-start // self._slot) * self._slot
         last = end if end == self._size else end - end % self._slot
         if first >= last:
@@ -287,12 +288,12 @@ class Planner:
 
 
 def runs(data: memoryview, block_bytes: int = 1) -> Iterator[tuple[int, int, bool]]:
-    """Cut bytes into runs of zeroes and of others: start, end, and whether it is zeroes."""
+    """Cut bytes into runs of data and of zeroes; yield start, end, whether it is zeroes."""
     start, zero = 0, False
     grain_bytes = max(GRAIN_BYTES, block_bytes)
     for at in range(0, len(data), grain_bytes):
         grain = data[at : at + grain_bytes]
-        # Most that is not zeroes differs at once; comparing views would go item by item.
+        # Most data shows in its first or last byte; comparing views would go item by item.
         now = not grain[0] and not grain[-1] and bytes(grain) == bytes(len(grain))
         if at and now != zero:
             yield start, at, zero
@@ -303,7 +304,7 @@ def runs(data: memoryview, block_bytes: int = 1) -> Iterator[tuple[int, int, boo
 
 
 async def _is_zero(device: BlockDevice, piece: Piece) -> bool:
-    """Whether the device says that it reads as zeroes."""
+    """Whether the device reports that the whole piece reads as zeroes."""
     offset, end = piece.offset, piece.offset + piece.length
     while offset < end:
         for extent in await device.extents(offset, end - offset):

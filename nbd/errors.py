@@ -1,4 +1,4 @@
-"""One tree of errors, named by what the caller does next."""
+"""Errors of the NBD server and client: one tree, with a class for each reaction of the caller."""
 
 
 class NbdError(Exception):
@@ -14,7 +14,7 @@ class UnknownExportError(NbdError):
 
 
 class TlsError(NbdError):
-    """TLS does not come about: fix the file, the setting or the certificate that it names."""
+    """TLS cannot be set up; fix the file, the setting or the certificate in the message."""
 
 
 class UnreachableError(NbdError):
@@ -22,4 +22,4 @@ class UnreachableError(NbdError):
 
 
 class RefusedError(NbdError):
-    """The server does not let us have what we asked for; ask its administrator why."""
+    """The server refuses the export or the option; ask its administrator why."""

@@ -1,4 +1,4 @@
-"""What the server and the client need of a connected socket, plain or with TLS around it."""
+"""Interface of a connected socket, plain or with TLS, for the server and the client."""
 
 import fcntl
 import select
@@ -18,37 +18,37 @@ class Stream(Protocol):
         """The address family."""
 
     def recv(self, size: int, /) -> bytes:
-        """Return what is there, up to `size` bytes; nothing at the end."""
+        """Return the bytes that are there, at most `size`; none at the end of the stream."""
 
     def recv_into(self, buffer: memoryview, /) -> int:
-        """Fill the beginning of `buffer`; return how much, 0 at the end."""
+        """Fill the beginning of `buffer`; return the number of bytes, 0 at the end."""
 
     def send(self, data: Buffer, /) -> int:
-        """Send the beginning of `data`; return how much."""
+        """Send the beginning of `data`; return the number of bytes."""
 
     def sendmsg(self, buffers: list[Buffer], /) -> int:
-        """Send the beginning of `buffers`; return how much of all together."""
+        """Send the beginning of `buffers`; return the number of bytes, over all buffers."""
 
     def fileno(self) -> int:
         """Return the descriptor, to wait for; negative once closed."""
 
     def close(self) -> None:
-        """Close it. Closing twice is harmless."""
+        """Close the socket. Closing twice is harmless."""
 
 
 def has_hung_up(stream: Stream) -> bool:
-    """Whether the peer closed its side, even while data of it is still unread.
+    """Whether the peer closed its side, even while data from it is unread.
 
-    Over TCP, a peer that will not send but still receives looks the same.
+    Over TCP, a peer that has shut down only its sending side looks the same.
     """
     poll = select.poll()
-    # A Unix socket tells the two apart: errors and hang-ups are reported unasked.
+    # A Unix socket tells the two apart: poll reports errors and hang-ups unasked.
     poll.register(stream.fileno(), 0 if stream.family == socket.AF_UNIX else select.POLLRDHUP)
     return bool(poll.poll(0))
 
 
 def unread(stream: Stream) -> bytes:
-    """Return what arrived and was not received yet, without receiving it; of TLS nothing."""
+    """Return the bytes that arrived, without receiving them; none of a TLS stream."""
     if not isinstance(stream, socket.socket):
         return b""
     (count,) = struct.unpack("i", fcntl.ioctl(stream, termios.FIONREAD, bytes(4)))

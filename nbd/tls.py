@@ -1,10 +1,10 @@
-"""TLS settings: contexts from files of an administrator, with errors that say what is wrong.
+"""TLS contexts from PEM files, with errors that name the file and the fault.
 
-TLS 1.2 is the oldest version, 1.3 is preferred; without session tickets, renegotiation and
-compression. A server that is given an authority for clients lets in only those with a
-certificate of it. A client checks certificate and host name unless told otherwise.
+TLS 1.2 is the oldest version, 1.3 is preferred; session tickets, renegotiation and compression
+are off. A server with an authority for clients accepts only clients with a certificate of that
+authority. A client checks certificate and host name unless told otherwise.
 
-`TlsSocket` runs TLS over a socket by such a context.
+`TlsSocket` runs TLS over a socket with such a context.
 """
 
 import ssl
@@ -23,18 +23,18 @@ _CERTIFICATES = ("BEGIN CERTIFICATE-----", "BEGIN TRUSTED CERTIFICATE-----")
 
 
 def server_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
-    """Return what a server needs.
+    """Return the TLS context of a server.
 
     Args:
-        certificate: PEM, its own certificate first, then those between it and an authority.
+        certificate: PEM, the server's certificate first, then the intermediate ones.
         key: PEM, without a password; may be the same file.
         client_ca: PEM, authorities of clients' certificates, which are then required.
 
     Raises:
-        TlsError: a file is missing or not what it should be.
+        TlsError: a file is missing or unusable.
     """
     context = _context(ssl.PROTOCOL_TLS_SERVER)
-    # Nothing is gained by resuming: connections last for days.
+    # Resuming a session gains nothing: connections last for days.
     context.num_tickets = 0
     context.options |= ssl.OP_NO_TICKET
     _load_pair(context, certificate, key)
@@ -47,15 +47,15 @@ def server_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.
 def client_context(
     ca: Path | None, certificate: Path | None, key: Path | None, verify: bool = True
 ) -> ssl.SSLContext:
-    """Return what a client needs.
+    """Return the TLS context of a client.
 
     Args:
-        ca: PEM, authorities of servers' certificates; those of the system if None.
+        ca: PEM, authorities of servers' certificates; the system's authorities if None.
         certificate: PEM, for servers that ask for one; comes with `key`.
-        verify: False takes any certificate: against listeners only, not against impostors.
+        verify: False takes any certificate: that stops eavesdroppers, not impostors.
 
     Raises:
-        TlsError: a file is missing or not what it should be.
+        TlsError: a file is missing or unusable, or `certificate` or `key` comes alone.
     """
     context = _context(ssl.PROTOCOL_TLS_CLIENT)
     if not verify:
@@ -76,7 +76,7 @@ def _context(protocol: int) -> ssl.SSLContext:
     context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    # Python sets it, which would make a cut connection look like a finished one.
+    # Python sets this option, which would make a cut connection look like a finished one.
     context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
     return context
 

@@ -1,18 +1,18 @@
-"""TLS over a connected socket that behaves like the plain socket.
+"""TLS over a connected socket, with the interface of the plain socket.
 
-`TlsSocket` stands in for a non-blocking socket: `recv_into`, `sendmsg` and so on do what
-can be done now or raise BlockingIOError, and the caller waits on the same descriptor. OpenSSL
-works in memory between the two, so nothing here blocks or hides a wait.
+`TlsSocket` replaces a non-blocking socket: `recv_into`, `sendmsg` and so on do at once what is
+possible or raise BlockingIOError, and the caller then waits on the same descriptor. OpenSSL
+works on buffers in memory between caller and socket, so no call here blocks or hides a wait.
 
-Two things differ below the surface, and the callers' habits make them right:
+A caller must respect two differences from a plain socket:
 
-- Bytes may be decrypted, or on their way from the kernel, while the descriptor is not readable.
-  So receive until BlockingIOError before waiting, which is when neither is true.
-- What was encrypted cannot be taken back. Sent bytes are counted only when their ciphertext
-  is in the kernel: until then `sendmsg` raises BlockingIOError, and the next call has to bring
-  the same bytes first. Whoever was told that all was sent can rely on it.
+- Received bytes may be in memory, decrypted or not, while the descriptor is not readable.
+  Receive until BlockingIOError before waiting: then no such bytes are left.
+- Encrypted bytes cannot be taken back. Bytes count as sent only when their ciphertext is in
+  the kernel: until then `sendmsg` raises BlockingIOError, and the next call must begin with
+  the same bytes. A count that `sendmsg` returned is final.
 
-An end without close_notify is an error, not an end.
+A connection that ends without close_notify is an error, not an end of the stream.
 """
 
 import errno
@@ -28,11 +28,11 @@ from typing_extensions import Buffer
 from nbd.errors import TlsError
 
 ENCRYPT_BYTES_MAX = 256 << 10
-"""What waits for the kernel at most, as ciphertext: about what a socket takes at once."""
+"""Most bytes that one call encrypts, and that may wait for the kernel: about a socket's buffer."""
 RECEIVE_BYTES = 64 << 10
 """Ciphertext taken from the kernel at once: four whole records."""
 CONTROL_BYTES_MAX = 64 << 10
-"""Answers to a peer's key updates that may wait for it to read: thousands, where none is usual."""
+"""Bytes of answers to key updates that may wait for the peer: thousands, where none is usual."""
 
 _NO_TLS = "the peer does not speak TLS"
 _OLD_TLS = "no common version of TLS: 1.2 is the oldest accepted"
@@ -52,15 +52,15 @@ _REASONS = {
     "SSLV3_ALERT_BAD_CERTIFICATE": "the peer refuses our certificate",
     "SSLV3_ALERT_CERTIFICATE_EXPIRED": "the peer says that our certificate has expired",
 }
-"""What OpenSSL's names of failures mean to an administrator."""
+"""OpenSSL's names of failures, in words for an administrator."""
 
 
 class TlsSocket:
     """A connected socket after a TLS handshake; made by `handshake`.
 
     Raises, from receiving and sending: BlockingIOError as the module says, ConnectionResetError
-    when the peer went without saying so, OSError for any other failure. After a
-    failure the connection is of no more use.
+    when the connection ends without close_notify, OSError for any other failure. After a
+    failure the connection cannot be used any more.
     """
 
     def __init__(
@@ -78,9 +78,9 @@ class TlsSocket:
             self._incoming, self._outgoing, server_side=server_side, server_hostname=hostname
         )
         self._leaving = memoryview(b"")
-        """Ciphertext on its way to the kernel, before what is in `_outgoing`."""
+        """Ciphertext that goes to the kernel before the content of `_outgoing`."""
         self._owed = 0
-        """Bytes that are encrypted, but not yet counted as sent."""
+        """Plain bytes that are encrypted, but not yet counted as sent."""
         self._failure: OSError | None = None
 
     @classmethod
@@ -92,16 +92,16 @@ class TlsSocket:
         server_side: bool,
         hostname: str | None = None,
     ) -> "TlsSocket":
-        """Agree on keys with the peer. Nothing of its TLS stream may have been received before.
+        """Run the TLS handshake. No byte of the peer's TLS stream may have been received before.
 
-        The socket stays the caller's until this returns; when it fails or is cancelled, close it.
+        The caller owns the socket until this returns, and closes it on failure or cancellation.
 
         Args:
             sock: connected and non-blocking.
-            hostname: whom the server's certificate must name; for a client only.
+            hostname: the name that the server's certificate must carry; for a client only.
 
         Raises:
-            TlsError: the peers do not come to terms, or one refuses the other's certificate.
+            TlsError: the peers share no TLS settings, or one refuses the other's certificate.
             OSError: the connection broke.
         """
         if not server_side and context.check_hostname and not hostname:
@@ -117,18 +117,18 @@ class TlsSocket:
                 await self._push_all()
                 await self._pull_some()
             except ssl.SSLError as error:
-                # The peer is told why, as far as it listens.
+                # Send the alert that tells the peer why, as far as the socket takes it.
                 self._push_gently()
                 raise TlsError(f"TLS handshake failed: {explain(error)}") from error
             else:
                 await self._push_all()
                 return self
 
-    # -- a socket's face
+    # -- the interface of a socket
 
     @property
     def family(self) -> int:
-        """The address family of the socket below."""
+        """The address family of the plain socket."""
         return self._sock.family
 
     def fileno(self) -> int:
@@ -140,7 +140,7 @@ class TlsSocket:
         return self._tls.version() or ""
 
     def peer_names(self) -> list[str]:
-        """Common name and DNS names of the peer's certificate; nothing unless it was verified."""
+        """Common name and DNS names of the peer's certificate; none unless it was verified."""
         # typeshed's type of this dictionary is too wide to work with.
         certificate: dict[str, Any] = self._tls.getpeercert() or {}
         subject = dict(pair for pairs in certificate.get("subject", ()) for pair in pairs)
@@ -150,7 +150,7 @@ class TlsSocket:
         return list(dict.fromkeys(names))
 
     def recv_into(self, buffer: Buffer, /) -> int:
-        """Receive what is there; 0 when the peer said goodbye."""
+        """Receive the bytes that are there; return their number, 0 after close_notify."""
         view = memoryview(buffer).cast("B")
         got = 0
         # OpenSSL gives one record at a time: go on while whole ones are at hand.
@@ -171,17 +171,17 @@ class TlsSocket:
         return got
 
     def recv(self, size: int, /) -> bytes:
-        """Receive at most `size` bytes; none when the peer said goodbye."""
+        """Receive at most `size` bytes; none after close_notify."""
         data = bytearray(size)
         return bytes(memoryview(data)[: self.recv_into(data)])
 
     def send(self, data: Buffer, /) -> int:
-        """As `sendmsg`, of one buffer."""
+        """Send one buffer as `sendmsg` does."""
         return self.sendmsg([data])
 
     def sendmsg(self, buffers: Iterable[Buffer], /) -> int:
-        """Send what the kernel takes; return how many bytes that was. After BlockingIOError,
-        the next call must begin with the same bytes.
+        """Send the first bytes of `buffers`, at most ENCRYPT_BYTES_MAX; return their number. After
+        BlockingIOError, the next call must begin with the same bytes.
         """
         if not self._owed:
             self._push()
@@ -191,9 +191,9 @@ class TlsSocket:
         return sent
 
     def close(self) -> None:
-        """Say goodbye if the kernel takes that now, and close the socket."""
+        """Send close_notify if the kernel takes it now, and close the socket."""
         if self._sock.fileno() >= 0:
-            with suppress(ssl.SSLError):  # the usual case: the peer's goodbye is not waited for
+            with suppress(ssl.SSLError):  # as usual: the peer's close_notify is not awaited
                 self._tls.unwrap()
             self._push_gently()
         self._sock.close()
@@ -201,8 +201,8 @@ class TlsSocket:
     # -- between OpenSSL and the kernel
 
     def _decrypt(self, view: memoryview) -> int | None:
-        """Fill the beginning of `view` from what was received; None when more is needed, 0 at the
-        end. A failure is an end too, and kept: what came whole before it counts.
+        """Decrypt received bytes into `view`; return their number, None when more must be
+        received, 0 at the end. A failure is kept and returns 0, so that bytes before it count.
         """
         if self._failure is not None:
             return 0
@@ -240,7 +240,7 @@ class TlsSocket:
 
     def _push_control(self) -> None:
         """Send answers that OpenSSL made while receiving; they may wait for the next `sendmsg`."""
-        self._push_gently()  # a connection that broke may still hold what the peer sent before
+        self._push_gently()  # a connection that broke may still hold received bytes
         if self._outgoing.pending > ENCRYPT_BYTES_MAX + CONTROL_BYTES_MAX:
             raise OSError(errno.EPROTO, "peer does not read what it asks for")
 
@@ -268,7 +268,7 @@ class TlsSocket:
 
 
 def explain(error: ssl.SSLError) -> str:
-    """Say what failed, without OpenSSL's decoration."""
+    """Return the failure in words, without OpenSSL's decoration."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the peer's certificate is refused: {error.verify_message.rstrip('.')}"
     if _is_cut(error):
@@ -278,7 +278,7 @@ def explain(error: ssl.SSLError) -> str:
 
 
 def _is_cut(error: ssl.SSLError) -> bool:
-    # Which of the two it is depends on the versions of Python and OpenSSL.
+    # The form of this error depends on the versions of Python and OpenSSL.
     return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"
 
 
@@ -291,7 +291,7 @@ def _broken(error: ssl.SSLError) -> OSError:
 
 
 def _gather(buffers: Iterable[Buffer]) -> Buffer:
-    """The first bytes of the buffers, in one piece: each write makes records of its own."""
+    """Return the first ENCRYPT_BYTES_MAX of the buffers as one, for fewer TLS records."""
     parts, room = [], ENCRYPT_BYTES_MAX
     for buffer in buffers:
         part = memoryview(buffer).cast("B")[:room]

@@ -1,9 +1,9 @@
-"""NBD URIs: where a server is, which export of it, and how TLS checks who it is.
+"""NBD URIs: the address of a server, the export, and how TLS checks the server.
 
-Source: doc/uri.md of the NBD project. Of TLS settings, those of libnbd that make
-sense with certificates are known.
+Source: doc/uri.md of the NBD project. Of libnbd's TLS parameters, the module knows those
+that make sense with certificates.
 
-    nbd://host:10809/export                 TCP, port 10809 if none is said
+    nbd://host:10809/export                 TCP, port 10809 if none is given
     nbds://host/export?tls-...              TCP, never without TLS
     nbd+unix:///export?socket=/path         Unix socket
     nbds+unix:///export?socket=/path&tls-hostname=name
@@ -11,7 +11,7 @@ sense with certificates are known.
     parameter         meaning
     socket            path of the Unix socket; a NUL first means the abstract namespace
     tls-certificates  directory with ca-cert.pem, client-cert.pem and client-key.pem
-    tls-hostname      whom the certificate must name, if not the host
+    tls-hostname      name that the certificate must carry, if not the host
     tls-verify-peer   0 takes any certificate
     tls-type          only `x509`
 """
@@ -33,7 +33,7 @@ _SCHEMES = {
     "nbd+unix": (False, True),
     "nbds+unix": (True, True),
 }
-"""Whether each means TLS, and a Unix socket."""
+"""By scheme: whether it means TLS, and whether it means a Unix socket."""
 _FORM = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?]*)(?:/([^?]*))?(?:\?(.*))?", re.I | re.S)
 _MEANT = re.compile(r"nbds?(\+[a-z0-9]+)?://", re.I)
 _AUTHORITY = re.compile(r"(\[[0-9a-f:.]+(?:%25[^\]]+)?\]|[^:\[\]]*)(?::([0-9]*))?", re.I)
@@ -59,13 +59,13 @@ class NbdUri:
     tls_verify_peer: bool = True
 
     def address(self) -> str:
-        """Where the server is, in words."""
+        """Return the address of the server as text, for messages."""
         if self.socket is not None:
             return f"unix:{self.socket.replace(chr(0), '@')}"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
     def __str__(self) -> str:
-        """The URI again, without what only TLS needs."""
+        """Return the URI again, without its TLS parameters."""
         scheme = ("nbds" if self.tls else "nbd") + ("+unix" if self.socket is not None else "")
         authority, query = "", ""
         if self.socket is not None:
@@ -81,10 +81,10 @@ def is_uri(text: str) -> bool:
 
 
 def parse_uri(text: str) -> NbdUri:
-    """Return what a URI says.
+    """Parse an NBD URI.
 
     Raises:
-        UriError: it is no NBD URI, or asks for something that is not supported.
+        UriError: the text is no NBD URI, or asks for something that is not supported.
     """
     if "#" in text:
         raise UriError(f"a # begins what is no part of it; if it is meant, write %23: uri={text!r}")

@@ -1,5 +1,5 @@
 """The NBD server: offers block devices to clients.
 
-Takes listening sockets and a source of exports, and serves requests. Parsers and replies are
-sans-IO: bytes in, requests out; only the connection touches a socket.
+The room takes listening sockets and a source of exports, and serves requests. Parsers and replies
+are sans-IO: bytes in, requests out; the connection and its session do the I/O.
 """

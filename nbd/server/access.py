@@ -1,4 +1,4 @@
-"""Who may use which export, and how."""
+"""Access rules: which client may use which export, and how."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 
 class Access(Enum):
-    """What a client may do with an export."""
+    """Access of a client to an export."""
 
     NONE = "none"
     READ = "read"
@@ -16,8 +16,8 @@ class Access(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who is at the other end: `address` in words, the user id behind a Unix socket, and the
-    names in a certificate that was verified."""
+    """The client of a connection: `address` as text, the user id behind a Unix socket, and the
+    names in its certificate, if that was verified. `secure`: the connection has TLS."""
 
     address: str
     uid: int | None = None
@@ -27,10 +27,10 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class AccessRule:
-    """Who may use the exports that match one of some patterns (`*`, `?` and `[a-z]` as in a shell).
+    """Access to the exports that match a pattern of `exports` (`*`, `?` and `[a-z]` as in a shell).
 
-    Without `certificates` and `uids` everybody may; with either, only those who are named in
-    one of them: user ids count on Unix sockets, names of certificates where clients show one.
+    Without `certificates` and `uids` every client has it; with either, only clients named in one
+    of them: user ids count on Unix sockets, names of certificates where clients show one.
     """
 
     exports: tuple[str, ...]
@@ -39,11 +39,11 @@ class AccessRule:
     uids: frozenset[int] | None = None
 
     def matches(self, export: str) -> bool:
-        """Whether the rule is about this export."""
+        """Whether the rule applies to this export."""
         return any(fnmatchcase(export, pattern) for pattern in self.exports)
 
     def access(self, peer: Peer) -> Access:
-        """Return what the rule allows."""
+        """Return the access that the rule gives to a client."""
         restricted = self.certificates is not None or self.uids is not None
         named = (self.uids is not None and peer.uid in self.uids) or (
             self.certificates is not None and not self.certificates.isdisjoint(peer.names)
@@ -54,7 +54,7 @@ class AccessRule:
 
 
 def decide(rules: Sequence[AccessRule], export: str, peer: Peer) -> Access:
-    """Return what the first rule about the export allows; without any, everything."""
+    """Return the access by the first rule that applies to the export; WRITE if none does."""
     for rule in rules:
         if rule.matches(export):
             return rule.access(peer)

@@ -1,4 +1,4 @@
-"""Requests that wait for the device: from a request to the buffers of its answer."""
+"""Carries out requests that wait for the device: from a request to the buffers of its answer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +17,10 @@ SPARSE_BYTES_MIN = 32 << 10
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """Asks a device on behalf of one client.
+    """Carries out the requests of one client on a device.
 
     Args:
-        contexts: what BLOCK_STATUS tells of, by number.
+        contexts: the metadata contexts of BLOCK_STATUS, by number.
     """
 
     device: BlockDevice
@@ -33,11 +33,11 @@ class Answers:
         """Carry out a request, and return its answer.
 
         Args:
-            payload: of a WRITE.
-            only: numbers of the contexts a BLOCK_STATUS is narrowed to.
+            payload: the data of a WRITE.
+            only: numbers of the contexts that a BLOCK_STATUS is narrowed to; all if None.
 
         Raises:
-            DeviceError: as the device; nothing was answered yet.
+            DeviceError: the device failed; no part of the answer was sent.
         """
         _, flags, kind, cookie, offset, length = request
         device = self.device
@@ -66,7 +66,7 @@ class Answers:
         return [self.replies.done(kind, cookie, offset)]
 
     def has_zeroes(self, offset: int, length: int) -> bool:
-        """Whether a READ would bring runs of zeroes that need not be sent."""
+        """Whether the range is known at once to have runs of zeroes, which need not be sent."""
         extents = self.device.try_extents(offset, length)
         return extents is not None and any(extent.zero for extent in extents)
 
@@ -81,7 +81,7 @@ class Answers:
     async def _read_sparse(
         self, cookie: int, offset: int, extents: Sequence[Extent]
     ) -> list[Buffer]:
-        """Read what is not zero. What is written meanwhile may be seen or not, as in any read."""
+        """Read the extents that are not zero. A write meanwhile may show or not, as in any read."""
         chunks: list[Buffer] = []
         at = offset
         for index, extent in enumerate(extents):
@@ -101,9 +101,9 @@ class Answers:
     ) -> list[Buffer]:
         numbers = list(self.contexts) if only is None else sorted(set(only))
         if not numbers:
-            # A filter that names none: success, told without any extent.
+            # The filter names no context: success, without any extent.
             return [self.replies.done(Command.BLOCK_STATUS, cookie, offset)]
-        # All answers together are no longer than one may be.
+        # The extents of all contexts together are no more than EXTENTS_MAX.
         most = 1 if flags & CommandFlag.REQ_ONE else max(1, EXTENTS_MAX // len(numbers))
         chunks: list[Buffer] = []
         for number in numbers:
@@ -113,7 +113,7 @@ class Answers:
         return chunks
 
     async def _runs(self, context: str, offset: int, length: int) -> list[tuple[int, int]]:
-        """Length and state of the first runs of a range, neighbours different."""
+        """Return length and state of the first runs of a range, equal neighbors joined."""
         if context == BASE_ALLOCATION:
             extents = await self.device.extents(offset, length)
             found = [(extent.length_bytes, allocation_state(extent)) for extent in extents]
@@ -129,7 +129,7 @@ class Answers:
 
 
 def _within(runs: Sequence[tuple[int, int]], length: int) -> list[tuple[int, int]]:
-    """Return runs cut at the end of a range; a remote device may tell of more."""
+    """Return runs cut at the end of a range; a remote device may report more."""
     found = []
     for run_bytes, state in runs:
         if length <= 0:

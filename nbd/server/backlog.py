@@ -1,4 +1,4 @@
-"""What one client has in flight, and how long it waits when that is too much."""
+"""Bounds the requests and unsent answers of one client, and waits where they are too many."""
 
 from collections.abc import Callable
 
@@ -9,16 +9,16 @@ from nbd.server.memory import Holder, Memory
 from nbd.server.sender import Sender
 
 HANGUP_LOOK_S = 0.5
-"""How often to look whether a client is gone while nothing is read from it. Should it be back
-sooner, `Server` looks before it lets it in: writes of the old connection must not land later."""
+"""Interval of checks whether a client is gone while nothing is read from it. If it reconnects
+sooner, `Server` checks before it lets it in: writes of the old connection must not land later."""
 
 
 class Backlog:
     """Requests that wait for the device, and answers that wait for the client.
 
     Args:
-        holder: in whose name memory is taken.
-        is_gone: whether the client went without a goodbye.
+        holder: the session for which memory is counted.
+        is_gone: returns whether the client hung up without DISC.
     """
 
     def __init__(
@@ -30,31 +30,31 @@ class Backlog:
         limits: Limits,
     ) -> None:
         self.requests = 0
-        """How many wait for the device."""
+        """Number of requests that wait for the device."""
         self._holder = holder
         self._is_gone = is_gone
         self._sender = sender
         self._memory = memory
         self._requests_max = limits.requests_in_flight_max
         self._bytes_max = limits.bytes_in_flight_max
-        self._bytes = 0  # of data, of requests that wait and of answers to them
-        self._unsent_bytes = 0  # of those: answered
+        self._bytes = 0  # data of waiting requests and of their unsent answers
+        self._unsent_bytes = 0  # the part of `_bytes` that is answered
         self.payload: memoryview | None = None
-        """Where a payload is received into that has its memory; counts for the server alone."""
+        """Buffer of the large payload being received; counted in `memory`, not in `_bytes`."""
 
     def begin(self, size: int) -> None:
-        """Count a request with so much data."""
+        """Count a request with `size` bytes of data."""
         self.requests += 1
         self._bytes += size
         self._memory.take(self._holder, size)
 
     def finish(self, size: int) -> None:
-        """Count it as answered. What was read is held until it is sent: see `sent`."""
+        """Count a request as answered. Its memory is held until the answer is sent: see `sent`."""
         self.requests -= 1
         self._unsent_bytes += size
 
     def sent(self) -> None:
-        """Say that replies were sent, by whichever task sends the last of them."""
+        """Give back the memory of answers once all queued replies are sent."""
         if self._unsent_bytes and not self._sender.replies:
             self._bytes -= self._unsent_bytes
             self._memory.give(self._holder, self._unsent_bytes)
@@ -67,8 +67,8 @@ class Backlog:
     def is_full(self) -> bool:
         """Whether the next request must wait to be served.
 
-        One whose payload is there never waits for memory of others, who may be waiting for
-        the memory that it holds.
+        A request whose payload has arrived never waits for memory of other clients: they may
+        wait for the memory that it holds.
         """
         memory = self._memory
         return (
@@ -78,7 +78,7 @@ class Backlog:
         )
 
     async def wait_for_room(self) -> None:
-        """Wait until replies left and requests finished; the socket fills up meanwhile.
+        """Wait until replies are sent and requests finished; nothing is received meanwhile.
 
         Raises:
             OSError: the client is gone.
@@ -94,13 +94,13 @@ class Backlog:
                 raise ConnectionResetError("the client left without its answers")
 
     def received(self, payload: memoryview | None) -> None:
-        """Say which payload is underway now; another one before was served."""
+        """Note the payload being received now; an earlier one was served, so free its memory."""
         if self.payload is not None and payload is not self.payload:
             self._memory.give(self._holder, len(self.payload))
             self.payload = None
 
     async def receiving(self, payload: memoryview) -> None:
-        """Count the buffer of a payload before more is received into it.
+        """Wait for memory, and count the buffer of a payload before more is received into it.
 
         Raises:
             OSError: the client is gone.

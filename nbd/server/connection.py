@@ -1,4 +1,4 @@
-"""One client from accept to close: negotiation, one session, and cleanup whatever happens."""
+"""A client's connection from accept to close: negotiation, one session, and cleanup."""
 
 import logging
 import socket
@@ -39,21 +39,21 @@ log = logging.getLogger("cenote.nbd")
 HANDSHAKE_RECEIVE_BYTES = 16 << 10
 """Per `recv` while negotiating: options are small."""
 PREFERRED_BYTES = 4096
-"""The grain of volumes: smaller requests are read, merged and written."""
+"""The block size of volumes: a smaller write is a read, a merge and a write."""
 
 
 class ExportSource(Protocol):
-    """What a server offers. The empty name asks for the default export."""
+    """The exports of a server. The empty name means the default export."""
 
     def names(self) -> Sequence[str]:
         """Return the names to list."""
 
     async def open(self, name: str) -> BlockDevice:
-        """Return a handle of its own for one connection, which closes it.
+        """Return a device handle for one connection, which closes it.
 
         Raises:
             UnknownExportError: there is no export of that name.
-            DeviceError: it cannot be opened now.
+            DeviceError: the export cannot be opened now.
         """
 
 
@@ -62,7 +62,7 @@ class Client:
     """A connected client, for status displays; `since` is wall-clock time.
 
     `number` is unique while the server runs. `export` is None while the client negotiates.
-    `size_bytes` is what the client was told; the export may have grown since.
+    `size_bytes` is the size that the client was told; the export may have grown since.
     """
 
     number: int
@@ -76,10 +76,10 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """What all connections of a server share.
+    """The parts that all connections of a server share.
 
-    `describe` returns an export's description, shown to clients that ask. `access` says who
-    may use which export.
+    `describe` returns an export's description, shown to clients that ask. `access` returns
+    the access of a client to an export.
     """
 
     exports: ExportSource
@@ -89,7 +89,7 @@ class Service:
     activity: Activity
     memory: Memory
     settle: Callable[[str], Awaitable[None]]
-    """Wait until nothing of clients that left an export can land in it."""
+    """Wait until no request of a client that left the export can still change it."""
 
 
 class Connection:
@@ -100,7 +100,7 @@ class Connection:
     ) -> None:
         self.client = client
         self.ended = trio.Event()
-        """Set when nothing of the connection is left."""
+        """Set when device and socket are closed."""
         self._sock: Stream = sock
         self._plain = sock
         self._service = service
@@ -123,7 +123,7 @@ class Connection:
         return self._session is None and not self._reason
 
     def give_way(self) -> None:
-        """End a negotiation at once, for another client's sake."""
+        """End the negotiation at once, to make room for another client."""
         self._reason = "negotiates for long while others find no place"
         self._scope.cancel()
 
@@ -134,7 +134,7 @@ class Connection:
             self._session.stop()
 
     async def disconnect(self, reason: str) -> None:
-        """End the connection, with a moment for the requests in flight; return once it is over."""
+        """End the connection, after at most `grace_s` for requests in flight; return at its end."""
         self._reason = reason
         if self._session is None:
             self._scope.cancel()
@@ -146,10 +146,10 @@ class Connection:
         await self.ended.wait()
 
     async def settle(self) -> None:
-        """If the client is gone: end the connection as `disconnect` does, but finish requests
-        only if a goodbye asked for that."""
+        """If the client hung up, end the connection: finish its requests, within `grace_s`, if it
+        sent DISC, else drop them."""
         session = self._session
-        # Between being asked and coming here it may have ended by itself.
+        # The connection may have ended since the caller listed it.
         if session is None or self.ended.is_set() or not has_hung_up(self._plain):
             return
         if session.is_gone():
@@ -229,7 +229,7 @@ class Connection:
             )
 
     async def _negotiate(self) -> None:
-        """Haggle until the client enters an export (`_device` is set) or leaves."""
+        """Negotiate until the client enters an export (`_device` is set) or leaves."""
         handshake = self._handshake
         await self._send(handshake.data_to_send())
         while True:
@@ -266,7 +266,7 @@ class Connection:
         self.client.peer = replace(peer, names=tuple(secure.peer_names()), secure=True)
 
     def _names(self) -> list[str]:
-        """Return what may be listed to this client."""
+        """Return the names of the exports that this client may use."""
         access, peer = self._service.access, self.client.peer
         return [
             name for name in self._service.exports.names() if access(name, peer) is not Access.NONE
@@ -313,7 +313,7 @@ class Connection:
         return self._service.access(name, self.client.peer)
 
     async def _open(self, name: str) -> BlockDevice | None:
-        """Open an export, or refuse the request for it."""
+        """Open an export; if that fails, refuse the request and return None."""
         handshake = self._handshake
         if self._access(name) is Access.NONE:
             log.warning("export refused: peer=%s export=%r", self.client.peer.address, name)
@@ -369,13 +369,13 @@ def export_info(
     structured: bool,
     payload_bytes_max: int,
 ) -> ExportInfo:
-    """Return what to tell a client about a device: only what works."""
+    """Return the information about a device for a client, with only the flags that work."""
     flags = (
         ExportFlag.HAS_FLAGS
         | ExportFlag.SEND_FLUSH
         | ExportFlag.SEND_FUA
         | ExportFlag.SEND_CACHE
-        # All connections meet one device, so a flush on any of them covers all.
+        # All connections use one device, so a flush on any of them covers all.
         | ExportFlag.CAN_MULTI_CONN
     )
     if read_only:

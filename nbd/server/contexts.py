@@ -1,8 +1,8 @@
-"""Metadata contexts: what a client may ask about ranges of an export. No I/O.
+"""Metadata contexts: queries of clients for them, and the replies. No I/O.
 
 Source: NBD proto.md, "Metadata querying". A client lists or selects contexts by
 queries of the form `namespace:leaf`; block status then describes ranges in each
-context that was selected, under a number that the server chose.
+selected context, under a number that the server chose.
 
     LIST_META_CONTEXT, SET_META_CONTEXT          reply META_CONTEXT
     offset  size  field                          offset  size  field
@@ -22,14 +22,14 @@ from nbd.server.options import OptionError, decode_name, encode_reply
 
 @dataclass(frozen=True, slots=True)
 class ContextQuery:
-    """What a client asks for: the queries as they came, to be compared with what there is."""
+    """The export and the queries of a context option, as the client sent them."""
 
     export: str
     queries: tuple[bytes, ...]
 
 
 def decode_query(data: bytes) -> ContextQuery:
-    """Return what LIST_META_CONTEXT or SET_META_CONTEXT carries. Raises OptionError."""
+    """Decode the data of LIST_META_CONTEXT or SET_META_CONTEXT. Raises OptionError."""
     name, at = _take_string(data, 0, "export name")
     export = decode_name(name)
     if len(data) - at < 4:
@@ -37,7 +37,7 @@ def decode_query(data: bytes) -> ContextQuery:
     count = int.from_bytes(data[at : at + 4])
     at += 4
     queries: list[bytes] = []
-    for _ in range(count):  # each takes at least four bytes of the option, or fails
+    for _ in range(count):  # a query takes at least four bytes of the option, or fails
         query, at = _take_string(data, at, "query")
         queries.append(query)
     if at != len(data):
@@ -48,8 +48,8 @@ def decode_query(data: bytes) -> ContextQuery:
 
 
 def listed(queries: Sequence[bytes], offered: Iterable[str]) -> list[str]:
-    """Return the contexts that a list shows: all without queries; all of a namespace, or of a part
-    of one, for a query that ends in a colon. Cost: what the offer is long, whatever is asked.
+    """Return the contexts to list: all without queries; for a query that ends in a colon, all that
+    begin with it. Cost: linear in the offer, whatever the queries are.
     """
     if not queries:
         return list(offered)
@@ -62,12 +62,12 @@ def listed(queries: Sequence[bytes], offered: Iterable[str]) -> list[str]:
 
 
 def _prefixes(name: bytes) -> list[bytes]:
-    """Return what of a name ends in a colon."""
+    """Return the prefixes of a name that end in a colon."""
     return [name[: at + 1] for at in range(len(name)) if name[at : at + 1] == b":"]
 
 
 def selected(queries: Sequence[bytes], offered: Iterable[str]) -> list[str]:
-    """Return the contexts that are named exactly; whatever else is asked for selects nothing."""
+    """Return the contexts that a query names exactly; other queries select nothing."""
     wanted = {*queries}
     return [name for name in offered if name.encode() in wanted]
 
@@ -78,7 +78,7 @@ def encode_context(option: int, number: int, name: str) -> bytes:
 
 
 def allocation_state(extent: Extent) -> int:
-    """Return the status of an extent in `base:allocation`."""
+    """Return the state of an extent in `base:allocation`."""
     return extent.hole * STATE_HOLE | extent.zero * STATE_ZERO
 
 

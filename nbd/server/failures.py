@@ -1,4 +1,4 @@
-"""What a device raised: what the client hears of it, and what the operator."""
+"""Errors of a device: the wire error for the client, and the log entry for the operator."""
 
 import logging
 
@@ -11,31 +11,31 @@ from nbd.server.transmission import Request
 log = logging.getLogger("cenote.nbd")
 
 QUIET_S = 1.0
-"""Failed requests are logged no more often than this: a full pool fails thousands a second."""
+"""Least time between logged failures of a client: a full pool fails thousands a second."""
 
 
 def answer_to_failure(request: Request, error: Exception) -> tuple[WireError, bool]:
-    """Return what to answer when a device raised, and whether that is news for an operator."""
+    """Return the wire error for an error of the device, and whether to log it as a failure."""
     if isinstance(error, UnsupportedError):
-        # Not a failure: whoever asks for fast zeroes is prepared to hear that there are none.
+        # Not a failure: a client that asks for fast zeroes is prepared for ENOTSUP.
         fast = request[1] & CommandFlag.FAST_ZERO
         return WireError.ENOTSUP if fast else WireError.EINVAL, False
     return wire_error(error.errno if isinstance(error, DeviceError | OSError) else None), True
 
 
 def _describe(request: Request) -> str:
-    """Name a request that a device was asked to carry out, for a log."""
+    """Return type, offset and length of a request, for the log."""
     return f"type={Command(request[2]).name} offset={request[4]} length={request[5]}"
 
 
 class FailureLog:
-    """Tells the operator of failed requests of one client."""
+    """Logs failed requests of one client."""
 
     def __init__(self) -> None:
         self._quiet_until = 0.0
 
     def tell(self, request: Request, error: Exception, errors: int) -> None:
-        """Log one, the how manyth it may be, unless one was logged a moment ago."""
+        """Log a failure, unless another was logged within QUIET_S; `errors` counts all so far."""
         now = trio.current_time()
         if now < self._quiet_until:
             return

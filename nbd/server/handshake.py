@@ -9,11 +9,11 @@ answers with 4 bytes of flags, then options follow until one enters transmission
         ExportRequest      answer with `answer_export` or `refuse`
         ContextRequest     answer with `answer_contexts` or `refuse`
         StartTls           send, set up TLS, then `secured`
-        Ended              the client said goodbye
+        Ended              the client sent ABORT
     after each event send `data_to_send`; `entered` is set once transmission begins.
 
-An option whose name is not in `_handlers` is refused and skipped, so the stream
-stays in step whatever is asked.
+An option that is not in `_handlers` is refused and its data skipped, so the stream
+stays in step with any option.
 """
 
 import struct
@@ -45,11 +45,11 @@ from nbd.server.options import (
 )
 
 OPTION_BYTES_MAX = 64 << 10
-"""A GO with a 4096-byte name and thousands of information requests fits; nobody needs more."""
+"""A GO with a 4096-byte name and thousands of information requests fits; no client needs more."""
 CONTEXTS_MAX = 64
-"""Contexts that a client may use at once: each question for status is answered for all of them."""
+"""Contexts that a client may select: each BLOCK_STATUS is answered for all of them."""
 OPTIONS_MAX = 1024
-"""A client that asks for INFO of every export of a large pool fits; endless haggling does not."""
+"""INFO for every export of a large pool fits; an endless negotiation does not."""
 
 _BEFORE_TLS = {Option.STARTTLS, Option.ABORT}
 _GREETING = struct.Struct(">QQH").pack(
@@ -69,7 +69,7 @@ class Tls(Enum):
 
 
 class Need(Enum):
-    """What a parser waits for."""
+    """An event that says what the parser waits for."""
 
     DATA = "data"
 
@@ -102,7 +102,7 @@ class StartTls:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The client gave up; send what is left and close."""
+    """The client ended the negotiation; send the remaining data and close."""
 
 
 Event = ListRequest | ExportRequest | ContextRequest | StartTls | Ended | Need
@@ -138,11 +138,11 @@ class ServerHandshake:
         self.extended = False
         """Whether requests and replies have extended headers; then also `structured`."""
         self.contexts: dict[int, str] = {}
-        """What the client selected for the export that it entered, by number."""
+        """Contexts that the client selected for the export that it entered, by number."""
         self.greeted = False
         """Whether the client sent its flags: before that, it may not be speaking NBD at all."""
         self.entered = False
-        """Whether an export was entered; what follows on the wire are requests."""
+        """Whether an export was entered; requests follow on the wire."""
         self.shutting_down = False
         """Set this to refuse every option from now on."""
         self._tls = tls
@@ -174,13 +174,13 @@ class ServerHandshake:
         self._input += data
 
     def data_to_send(self) -> bytes:
-        """Return what must go to the client now, once."""
+        """Return the bytes that must go to the client now; each is returned once."""
         data = bytes(self._output)
         self._output.clear()
         return data
 
     def trailing(self) -> bytes:
-        """Return what the client sent behind its last option: the start of transmission."""
+        """Return the bytes behind the client's last option: the start of transmission."""
         assert self.entered
         return bytes(self._input)
 
@@ -211,7 +211,7 @@ class ServerHandshake:
         self._output += encode_reply(option, OptionReply.ACK)
 
     def answer_export(self, info: ExportInfo) -> None:
-        """Answer an ExportRequest; `entered` is set when it asked to enter."""
+        """Answer an ExportRequest; sets `entered` if the request was to enter."""
         pending = self._take_pending()
         if self._contexts_of != info.name and pending.option != Option.INFO:
             self.contexts = {}
@@ -223,11 +223,11 @@ class ServerHandshake:
         self.entered = pending.option != Option.INFO
 
     def answer_contexts(self, offered: Iterable[str]) -> None:
-        """Answer a ContextRequest, saying which contexts the export has, each once."""
+        """Answer a ContextRequest; `offered` names the contexts of the export, each once."""
         pending = self._take_pending()
         query = pending.query
         assert query is not None
-        # Numbers are those of the offer, so each is unique whatever was asked for.
+        # A context's number is its place in the offer, so it is unique for any query.
         numbers = {name: number for number, name in enumerate(offered)}
         if pending.option == Option.SET_META_CONTEXT:
             chosen = selected(query.queries, numbers)
@@ -244,16 +244,16 @@ class ServerHandshake:
         self._output += encode_reply(pending.option, OptionReply.ACK)
 
     def secured(self) -> None:
-        """Say that TLS is set up: what was agreed in plain text no longer counts."""
+        """Note that TLS is set up: agreements made in plain text no longer count."""
         self._is_secure = True
         self.structured = self.extended = False
         self.contexts = {}
 
     def refuse(self, reply: OptionReply, message: str) -> None:
-        """Refuse the pending request; haggling goes on.
+        """Refuse the pending request; negotiation goes on.
 
         Raises:
-            ProtocolError: it was EXPORT_NAME, which knows no refusal but closing.
+            ProtocolError: the request was EXPORT_NAME, which is refused only by closing.
         """
         option = self._take_pending().option
         if option == Option.EXPORT_NAME:
@@ -355,7 +355,7 @@ class ServerHandshake:
 
     def _on_contexts(self, data: bytes, *, select: bool) -> Event:
         if select:
-            self.contexts = {}  # also when what follows fails
+            self.contexts = {}  # also when the new selection fails
         if not self.structured:
             raise OptionError(OptionReply.ERR_INVALID, "ask for structured replies first")
         query = decode_query(data)
@@ -369,7 +369,7 @@ class ServerHandshake:
         if self._is_secure:
             raise OptionError(OptionReply.ERR_INVALID, "TLS was begun before")
         if self._input:
-            # Somebody between client and server could have put it there (CVE-2021-3716).
+            # An attacker between client and server could have put it there (CVE-2021-3716).
             raise ProtocolError("data in plain text behind STARTTLS")
         self._output += encode_reply(Option.STARTTLS, OptionReply.ACK)
         return StartTls()

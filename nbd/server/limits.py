@@ -1,4 +1,4 @@
-"""Every bound of the server, and why that number."""
+"""Limits of the NBD server, each with the reason for its number."""
 
 from dataclasses import dataclass
 
@@ -7,18 +7,18 @@ from nbd.server.handshake import OPTION_BYTES_MAX, OPTIONS_MAX
 PAYLOAD_BYTES_MAX = 32 << 20
 """Longest READ or WRITE; the protocol promises clients that 32 MiB works."""
 PAYLOAD_BYTES_LEAST = 256 << 10
-"""Less cannot be asked of clients: it is what one `recv` takes, and what nbdcopy sends."""
+"""Smallest `payload_bytes_max` that clients work with: nbdcopy sends it, one `recv` takes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Bounds of one server; the defaults suit some hundred virtual machines.
 
-    `connections_max`: one guest uses 1 to 16; a descriptor each, so below a usual limit of 1024.
-    `handshake_s`: a human's patience; half-open connections are gone after it.
+    `connections_max`: one guest uses 1 to 16; each takes a descriptor, so the number stays below
+        a usual limit of 1024.
+    `handshake_s`: time for a negotiation, a human's patience; half-open connections then end.
     `option_bytes_max`, `options_max`: see `nbd.server.handshake`.
-    `payload_bytes_max`: longest READ or WRITE. Less than the usual is told to clients, and those
-        that do not listen get errors.
+    `payload_bytes_max`: longest READ or WRITE. Clients are told it; longer ones are refused.
     `requests_in_flight_max`: requests that wait for the device, per connection. A Linux client
         sends 128 at once; beyond this the server stops reading.
     `bytes_in_flight_max`: their payloads and unsent replies, per connection; room for two of the
@@ -26,7 +26,7 @@ class Limits:
     `memory_bytes_max`: payloads and replies of all connections together; room for a busy host's
         guests, and little beside the memory of the guests themselves. Each connection costs up to
         1.5 MiB more for what it receives and for the replies of one batch.
-    `patience_s`: how long others wait for that memory before a client is dropped that holds some
+    `patience_s`: how long clients wait for that memory before a client is dropped that holds some
         and neither sends the rest of its request nor takes its replies.
     `grace_s`: how long a stop waits for requests in flight and for clients to take their replies.
     """

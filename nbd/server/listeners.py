@@ -23,13 +23,13 @@ class TlsTerms:
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """A socket that accepts clients, and what it demands of them."""
+    """A listening socket, and the TLS terms for its clients."""
 
     sock: socket.socket
     tls: TlsTerms = TlsTerms()
 
     def close(self) -> None:
-        """Close it and remove the path of a Unix socket. Closing twice is harmless."""
+        """Close the socket and remove the path of a Unix socket. Closing twice is harmless."""
         if self.sock.fileno() < 0:
             return
         path = self.sock.getsockname() if self.sock.family == socket.AF_UNIX else None
@@ -42,7 +42,7 @@ def listen_unix(path: Path, tls: TlsTerms = TlsTerms(), *, mode: int = 0o600) ->
     """Listen on a Unix socket; a stale one is replaced.
 
     Args:
-        mode: who can reach it: only this user by default.
+        mode: permissions of the socket's path; by default only this user can connect.
 
     Raises:
         OSError: EADDRINUSE when another process listens there; or as `bind`.
@@ -51,7 +51,7 @@ def listen_unix(path: Path, tls: TlsTerms = TlsTerms(), *, mode: int = 0o600) ->
     try:
         if path.is_socket():
             _remove_stale(path)
-        mask = os.umask(0o777 & ~mode)  # between bind and chmod anybody could connect
+        mask = os.umask(0o777 & ~mode)  # before a chmod, any user could connect
         try:
             sock.bind(str(path))
         finally:
@@ -95,7 +95,7 @@ def _listen(sock: socket.socket) -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens on."""
+    """Remove a socket on which no process listens; OSError if one does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         refused = probe.connect_ex(str(path)) == errno.ECONNREFUSED

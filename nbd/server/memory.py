@@ -1,10 +1,10 @@
-"""Memory that clients make a server hold: a bound over all of them, and buffers used again.
+"""Memory that a server holds for its clients: one bound over all of them, and reused buffers.
 
-A connection by itself is bounded too (`Limits.bytes_in_flight_max`), but hundreds of
-them together would not fit. Who finds the memory taken waits, unread, until others
-give some back. A client that holds memory because it itself does not go on (half a
-payload sent, replies not read) is dropped when others had to wait for it too long,
-and only then: a guest that is paused for a day keeps its connection.
+Each connection is bounded too (`Limits.bytes_in_flight_max`), but hundreds of
+connections together would not fit. While the memory is full, the server reads from no
+client that needs more, until other clients give memory back. A client that holds memory
+and is inactive (half a payload sent, replies not read) is dropped when other clients
+waited for it too long, and only then: a guest that is paused for a day keeps its connection.
 """
 
 import mmap
@@ -25,13 +25,13 @@ class Holder(Protocol):
     """A connection that holds memory."""
 
     held_bytes: int
-    """How much it holds."""
+    """Memory that it holds."""
 
     def moved_bytes(self) -> int:
-        """Bytes that went in or out so far; rises while the client goes on."""
+        """Bytes received and sent so far; rises while the client is active."""
 
     def is_awaited(self) -> bool:
-        """Whether the memory is held because of what the client has yet to do."""
+        """Whether the server holds the memory until the client sends or receives more."""
 
     def drop(self, reason: str) -> None:
         """Close the connection soon and give everything back."""
@@ -39,11 +39,11 @@ class Holder(Protocol):
 
 @dataclass(slots=True)
 class Memory:
-    """What one server may hold for its clients.
+    """Counts the memory that one server holds for its clients.
 
     Args:
-        bytes_max: waits begin beyond this; exceeded by at most one request or payload.
-        patience_s: how long others wait before a client that does not go on is dropped.
+        bytes_max: requests wait while this much is held; one request or payload may exceed it.
+        patience_s: how long clients wait before an inactive client that holds memory is dropped.
     """
 
     bytes_max: int
@@ -52,7 +52,7 @@ class Memory:
     _holders: dict[int, Holder] = field(default_factory=dict)
     _room: trio.lowlevel.ParkingLot = field(default_factory=trio.lowlevel.ParkingLot)
     _watch: tuple[float, list[tuple[Holder, int]]] | None = None
-    """While full: when patience ends, and how far each holder was when it began."""
+    """While full: when patience ends, and each holder's `moved_bytes` when it began."""
     _spares: dict[int, list[memoryview]] = field(default_factory=dict)
     _spare_bytes: int = 0
 
@@ -80,7 +80,7 @@ class Memory:
             self._room.unpark_all()
 
     async def wait_for_room(self, timeout_s: float) -> None:
-        """Wait so long at most until memory is free; drop who holds it without going on."""
+        """Wait for free memory, at most `timeout_s`; drop inactive holders after `patience_s`."""
         if self._watch is None:
             moved = [(holder, holder.moved_bytes()) for holder in self._holders.values()]
             self._watch = trio.current_time() + self.patience_s, moved
@@ -95,17 +95,17 @@ class Memory:
                 holder.drop("holds memory that others need, and does not go on")
 
     def buffer(self, length: int) -> memoryview:
-        """Return room for `length` bytes, of any content; `recycle` it when nobody looks at it."""
+        """Return a buffer of `length` bytes of any content; `recycle` it when no longer in use."""
         size = 1 << (length - 1).bit_length()
         spares = self._spares.get(size)
         if spares:
             self._spare_bytes -= size
             return spares.pop()[:length]
-        # Its pages exist only once something is received into them.
+        # Its pages take memory only once bytes are received into them.
         return memoryview(mmap.mmap(-1, size, flags=_MEMORY_FLAGS))[:length]
 
     def recycle(self, buffer: Buffer) -> None:
-        """Take back what `buffer` returned; anything else is left to itself."""
+        """Take back a buffer that `buffer` returned; do nothing with any other object."""
         if not isinstance(buffer, memoryview) or not isinstance(buffer.obj, mmap.mmap):
             return
         whole = memoryview(buffer.obj)

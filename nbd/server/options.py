@@ -43,9 +43,9 @@ class OptionError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ExportInfo:
-    """What a client is told about an export.
+    """Information about an export, for clients.
 
-    `block_bytes_*`: the smallest request, a good one, and the longest payload.
+    `block_bytes_*`: the smallest request, the preferred one, and the longest payload.
     """
 
     name: str
@@ -64,7 +64,7 @@ class ExportInfo:
 
 
 def decode_name(raw: bytes) -> str:
-    """Return an export name. Raises OptionError."""
+    """Decode an export name. Raises OptionError."""
     if len(raw) > STRING_BYTES_MAX:
         raise OptionError(OptionReply.ERR_TOO_BIG, f"export name is too long: bytes={len(raw)}")
     if b"\0" in raw:
@@ -100,7 +100,7 @@ def encode_reply(option: int, reply: OptionReply, data: bytes = b"") -> bytes:
 
 
 def encode_error(option: int, reply: OptionReply, message: str) -> bytes:
-    """Return an error reply; the text is cut to what a peer must accept."""
+    """Return an error reply; the text is cut to the length that a peer must accept."""
     return encode_reply(option, reply, _text(message))
 
 
@@ -137,5 +137,5 @@ def encode_export_name_reply(info: ExportInfo, *, no_zeroes: bool) -> bytes:
 
 def _text(message: str) -> bytes:
     raw = message.replace("\0", "?").encode(errors="replace")
-    # A cut may fall inside a character: decoding and encoding again drops the torn one.
+    # The cut may fall inside a character: decoding and encoding again drops that character.
     return raw[:STRING_BYTES_MAX].decode(errors="ignore").encode()

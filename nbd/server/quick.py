@@ -1,11 +1,11 @@
-"""The shortest way from socket to device and back, for short requests that are served at once.
+"""Fast path from socket to device and back, for short requests that are served at once.
 
-The general loop of `nbd.server.session` can do everything, and takes longer over a read or write
-of 4 KiB than the kernel. Usual requests are served here: no generator, no call but those of the
-device and the reply; objects made for each request are the tuple of its header, a view of its
-payload or data, and its reply. A client that waits for each answer is served without going
-through that loop at all: 5.5 us of Python for a request and not 8.6, beside a `recv`, a `send`,
-and 0.6 us for each look whether something came.
+The general loop of `nbd.server.session` handles every request, and takes longer over a read or
+write of 4 KiB than the kernel. This module serves the usual requests: with no generator, and no
+calls but those of the device and the reply; the only objects made for a request are the tuple of
+its header, a view of its payload or data, and its reply. A client that waits for each answer is
+served without that loop: 5.5 us of Python for a request instead of 8.6, beside a `recv`, a
+`send`, and 0.6 us for each poll of the socket.
 
 Unusual requests stay where they were received, and the general loop goes on with them.
 """
@@ -20,33 +20,33 @@ from nbd.server.terms import Counters, Terms
 from nbd.server.transmission import RequestParser
 
 BATCH_REQUESTS_MAX = 256
-"""Replies leave after so many requests at the latest, before the client runs dry."""
+"""Requests of one batch: their replies are sent before the client has none in flight."""
 BATCH_BYTES_MAX = 1 << 20
-"""Replies are sent at this size: more would only grow memory."""
+"""Read data of one batch: larger ones would only take more memory."""
 
 _READ = int(Command.READ)
 _WRITE = int(Command.WRITE)
 
 
 class QuickLane:
-    """Serves usual requests of one connection; the parts are those of its session."""
+    """Serves usual requests of one connection, with the parts of its session."""
 
     def __init__(
         self, device: BlockDevice, terms: Terms, parser: RequestParser, receiver: Receiver,
         sender: Sender, counters: Counters, payload_bytes_max: int,
     ) -> None:  # fmt: skip
         self.enough = 1
-        """Bytes that are likely to come together, see `Receiver.look`."""
+        """Bytes that are likely to arrive together, see `Receiver.look`."""
         self.limited = False
-        """Whether the last batch ended for its size."""
+        """Whether the last batch ended because of its size."""
         self.longest_bytes = min(SPARSE_BYTES_MIN - 1, payload_bytes_max)
-        """Longer requests are not short."""
+        """Longest request that is served here."""
         self._device = device
         self._parser = parser
         self._receiver = receiver
         self._sender = sender
         self._counters = counters
-        # What each batch needs, in one place: looking them up costs as much as a request.
+        # Attributes that each batch needs: looking them up costs as much as a request.
         self._fast = (
             device.try_view,
             device.try_write,
@@ -59,8 +59,8 @@ class QuickLane:
         )
 
     def serve_received(self) -> bool:
-        """Serve what is usual at the beginning of what was received; replies are queued. Return
-        whether there is something else behind it that may be whole.
+        """Serve the usual requests at the start of the received bytes, and queue their replies.
+        Return whether a request that may be whole is left behind them.
         """
         start, end = self._parser.span()
         if start < 0:
@@ -107,7 +107,7 @@ class QuickLane:
                 else:
                     break
             except Exception:
-                break  # the general loop meets it again, and answers it
+                break  # the general loop meets the error again, and answers it
             served += 1
             if served >= BATCH_REQUESTS_MAX or read_bytes >= BATCH_BYTES_MAX:
                 self.limited = True
@@ -123,18 +123,18 @@ class QuickLane:
         return more
 
     def expect_another(self, *, written: bool) -> None:
-        """Say what was served last: who sent a write will send another, its header, and then
-        its payload."""
+        """Note the kind of the last request: after a write, wait for a header and a payload."""
         self.enough = self._parser.header_bytes + 1 if written else 1
 
     def serve_singles(self, most: int) -> tuple[int, int | None, bool]:
-        """Receive and serve requests that come one by one, at most so many, as long as the next
-        comes at once. The parser must be empty, and the sender, which may have the last reply
-        left. Does not suspend.
+        """Receive and serve requests that come one by one, at most `most`, as long as the next
+        comes at once. The parser and the sender must be empty; on return the sender may have the
+        last reply left. Does not suspend.
 
         Returns:
-            How often one came and was served; how much was received behind that, None for nothing
-            and 0 for the end; and whether something of it is left that may be whole.
+            The number of rounds that received and served just one request; the bytes received in
+            a further round, None without one and 0 at the end of the stream; and whether a request
+            that may be whole is left of them.
 
         Raises:
             OSError: the connection broke while receiving.

@@ -1,6 +1,6 @@
-"""What one client sends, from its socket; the other way is `nbd.server.sender`.
+"""Receives from one client's socket; `nbd.server.sender` sends.
 
-Asking whether something arrived costs 0.6 us; a `recv` that finds nothing costs 2.7, most of it for
+Polling whether bytes arrived costs 0.6 us; a `recv` that finds none costs 2.7 us, most of it for
 its exception.
 """
 
@@ -12,7 +12,7 @@ from nbd.stream import Stream
 from nbd.tlssocket import TlsSocket
 
 TRIES_FOR_MORE = 8
-"""Some 5 us: about as long as a client takes from one `send` to the next."""
+"""Polls for the rest of a request, some 5 us: about a client's time from one `send` to the next."""
 
 
 class Receiver:
@@ -24,20 +24,21 @@ class Receiver:
 
     def __init__(self, sock: Stream) -> None:
         self.received_bytes = 0
-        """How much came in so far."""
+        """Bytes received so far."""
         self._sock = sock
         self._descriptor = sock.fileno()
         self.decrypts = isinstance(sock, TlsSocket)
-        """What was decrypted before wakes nobody, and does not count as arrived."""
+        """Whether the socket has TLS: bytes decrypted earlier do not make the descriptor readable,
+        and `arrived` does not see them."""
         self._count = array("i", [0])
 
     def look(self, room: memoryview, tries: int, *, enough: int = 1) -> int | None:
-        """Receive what is there into `room`, looking so many times; return how much: None when
-        nothing came, 0 at the end.
+        """Poll the socket up to `tries` times and receive into `room`; return the number of bytes,
+        None if none came, 0 at the end of the stream.
 
         Args:
-            enough: bytes that are likely to arrive together; when only some of them are there, it
-                is worth while to look a few times more, and to receive all of it in one.
+            enough: bytes that are likely to arrive together; when only some of them are there, a
+                few more polls pay, to receive all in one call.
 
         Raises:
             OSError: the connection broke.
@@ -51,7 +52,7 @@ class Receiver:
         return self.receive(room)
 
     def receive(self, room: memoryview) -> int | None:
-        """Receive what is there; return how much: None for nothing, 0 at the end."""
+        """Receive the bytes that are there; return their number, None for none, 0 at the end."""
         try:
             count = self._sock.recv_into(room)
         except BlockingIOError:
@@ -60,8 +61,8 @@ class Receiver:
         return count
 
     def arrived(self, tries: int, enough: int) -> bool:
-        """Look so many times whether something arrived, `enough` of it if that comes soon; the end
-        does not count as something, nor what was decrypted before."""
+        """Poll up to `tries` times whether bytes arrived, then shortly for `enough` of them. The
+        end of the stream does not count, nor do bytes decrypted earlier."""
         ioctl, descriptor, count = fcntl.ioctl, self._descriptor, self._count
         for _ in range(tries):
             ioctl(descriptor, termios.FIONREAD, count)

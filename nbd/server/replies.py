@@ -1,4 +1,4 @@
-"""Replies of the transmission phase, server side: to bytes, no I/O.
+"""Encodes the replies of the transmission phase, server side. No I/O.
 
 Source: NBD proto.md, "Transmission phase", and its extension "extended headers".
 Big-endian; sizes in bytes.
@@ -13,9 +13,9 @@ Big-endian; sizes in bytes.
                                   20     -  payload              24     8  payload length
                                                                  32     -  payload
 
-Which kind a connection gets is settled by negotiation, so a session holds one of
-the three objects below and never asks again. What READ brings follows its head as
-a buffer of its own, uncopied.
+Negotiation settles which kind a connection gets, so a session holds an object of one
+of the three classes here. The data of a READ follows its head as a separate buffer,
+uncopied.
 """
 
 import struct
@@ -54,19 +54,19 @@ assert _EXTENDED.size == 32
 
 
 class Replies(Protocol):
-    """Makes the replies of one connection. `offset` is always that of the request."""
+    """Encodes the replies of one connection. `offset` is always the offset of the request."""
 
     chunked: bool
     """Whether a READ may be answered in several pieces."""
 
     def done(self, kind: int, cookie: int, offset: int) -> bytes:
-        """Return success without content."""
+        """Return a success reply without data."""
 
     def data(self, cookie: int, offset: int, length: int) -> bytes:
         """Return the head of a whole READ; the data follows it."""
 
     def error(self, kind: int, cookie: int, offset: int, error: int, message: str) -> bytes:
-        """Return failure."""
+        """Return an error reply."""
 
     def piece(self, cookie: int, offset: int, at: int, length: int, *, last: bool) -> bytes:
         """Return the head of a part of a READ; the data follows it. Needs `chunked`."""
@@ -79,7 +79,7 @@ class Replies(Protocol):
 
 
 class SimpleReplies:
-    """For clients that know nothing newer."""
+    """Simple replies only, for clients that agreed on no other form."""
 
     chunked = False
 
@@ -96,20 +96,20 @@ class SimpleReplies:
         return _SIMPLE.pack(SIMPLE_REPLY_MAGIC, error, cookie)
 
     def piece(self, cookie: int, offset: int, at: int, length: int, *, last: bool) -> bytes:
-        """Never asked for."""
+        """Never called, as `chunked` is False."""
         raise NotImplementedError
 
     def hole(self, cookie: int, offset: int, at: int, length: int, *, last: bool) -> bytes:
-        """Never asked for."""
+        """Never called, as `chunked` is False."""
         raise NotImplementedError
 
     def status(self, cookie: int, offset: int, context: int, runs: Status, *, last: bool) -> bytes:
-        """Never asked for."""
+        """Never called, as `chunked` is False."""
         raise NotImplementedError
 
 
 class StructuredReplies:
-    """READ and BLOCK_STATUS in chunks; the rest stays simple, as that is shorter."""
+    """READ and BLOCK_STATUS in chunks; other replies stay simple, which is shorter."""
 
     chunked = True
 
@@ -151,7 +151,7 @@ class StructuredReplies:
 
 
 class ExtendedReplies:
-    """Everything in chunks with 64-bit lengths."""
+    """All replies in chunks with 64-bit lengths."""
 
     chunked = True
 
@@ -191,6 +191,6 @@ class ExtendedReplies:
 
 
 def _error(error: int, message: str) -> bytes:
-    """Return the payload of an error chunk; the text is cut to what any peer takes."""
+    """Return the payload of an error chunk; the text is cut to a length that any peer takes."""
     text = message.encode(errors="replace")[:_MESSAGE_BYTES_MAX].decode(errors="ignore").encode()
     return _ERROR.pack(error, len(text)) + text

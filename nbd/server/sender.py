@@ -1,9 +1,8 @@
-"""Replies on their way to one client's socket.
+"""Sends queued replies to one client's socket.
 
-Whoever queues replies calls `drain`. One task at a time sends; the others leave
-their replies to it. Buffers are handed to the kernel as they are and let go only
-once it has taken them. All are bytes-like objects whose `len` counts bytes, as
-devices promise.
+A task that queues replies calls `drain`. One task at a time sends; other tasks leave
+their replies to it. Buffers go to the kernel uncopied, and are released only once it
+has taken them. All are bytes-like objects whose `len` counts bytes, as devices promise.
 """
 
 from collections.abc import Callable
@@ -21,18 +20,18 @@ class Sender:
     def __init__(self, sock: Stream) -> None:
         self.replies: list[Buffer] = []
         self.failure: OSError | None = None
-        """Why the connection is dead; what is queued later is dropped."""
+        """The error that ended the connection; replies queued later are dropped."""
         self.sent_bytes = 0
-        """How much went out so far."""
+        """Bytes sent so far."""
         self.on_failure: Callable[[], None] = lambda: None
         self.progress = trio.lowlevel.ParkingLot()
-        """Whoever waits for the queue to shrink; woken when it is empty or a task finished."""
+        """Tasks that wait for the queue to shrink; woken at the end of each drain."""
         self._sock = sock
         self._sending = False
         self._gathering = False
 
     def drain_now(self) -> bool:
-        """Send what is queued, as `drain`; return False where that would suspend."""
+        """Send the queued replies as `drain` does; return False where that would suspend."""
         if self._sending:
             return True
         try:
@@ -45,10 +44,10 @@ class Sender:
         return True
 
     async def drain(self) -> None:
-        """Send all that is queued; return at once when another task is at it.
+        """Send all queued replies; return at once if another task is sending.
 
-        Does not suspend while the socket takes it all. When cancelled, the rest
-        stays queued at the right byte.
+        Does not suspend while the socket takes them. When cancelled, the unsent bytes
+        stay queued.
         """
         if self._sending:
             return
@@ -64,7 +63,7 @@ class Sender:
                 self.progress.unpark_all()
 
     async def drain_together(self, *, alone: bool) -> None:
-        """Drain for a task; unless `alone`, let others that finish in this moment join."""
+        """Drain; unless `alone`, first let other tasks that finish now queue their replies."""
         if self._gathering:
             return
         if not alone:
@@ -76,10 +75,10 @@ class Sender:
         await self.drain()
 
     def _send(self) -> bool:
-        """Send what the socket takes; return whether that was everything."""
+        """Send as much as the socket takes; return whether the queue is empty."""
         replies = self.replies
         if len(replies) == 1:
-            # A quick client's only answer, often; this spares 0.5 us of lists.
+            # Often the only reply to a quick client; this path saves 0.5 us of list handling.
             reply = replies[0]
             try:
                 sent = self._sock.send(reply)

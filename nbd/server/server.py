@@ -1,4 +1,4 @@
-"""The NBD server: accepts clients, counts them, and stops in bounded time."""
+"""The NBD server: accepts clients, bounds their number, and stops in bounded time."""
 
 import errno
 import itertools
@@ -24,11 +24,11 @@ log = logging.getLogger("cenote.nbd")
 ACCEPT_RETRY_S = 0.2
 """Pause when the system has no descriptor or memory for another client."""
 UNIX_SEND_BYTES = 1 << 20
-"""A Unix socket holds 208 KiB by default; more means fewer wake-ups for large reads."""
+"""Send buffer of a Unix socket, by default 208 KiB; more means fewer wake-ups for large reads."""
 NEGOTIATION_S = 1.0
-"""It takes milliseconds; who takes longer gives way when there is no place for another client."""
+"""Negotiation takes milliseconds; a longer one ends when another client finds no place."""
 PAST_MAX = 4096
-"""Exports whose counts outlast their clients; the one used least lately is forgotten."""
+"""Exports whose counters outlast their clients; the least recently used is forgotten."""
 
 _CREDENTIALS = struct.Struct("@iII")  # socket(7): struct ucred
 _NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -40,7 +40,7 @@ class Server:
     Args:
         exports: opened anew for every connection.
         describe: returns an export's description, shown to clients that ask.
-        access: says who may use which export; everybody all of them by default.
+        access: returns the access of a client to an export; by default WRITE for all.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Server:
         return sorted(clients, key=lambda client: client.number)
 
     def counters(self) -> dict[str, Counters]:
-        """Return what clients did with each export since the server started."""
+        """Return the totals of each export since the server started."""
         totals = {name: replace(past) for name, past in self._past.items()}
         for client in self.clients():
             if client.export is not None:
@@ -73,9 +73,9 @@ class Server:
         return totals
 
     async def disconnect(self, chosen: Callable[[Client], bool], reason: str) -> list[Client]:
-        """End the connections of the chosen clients, with a moment for requests in flight.
+        """End the connections of the chosen clients, with `grace_s` for their requests in flight.
 
-        Returns who they were, once nothing of them is left and no write of theirs can land.
+        Returns these clients, once their connections have ended and no write of theirs can land.
         """
         leaving = [one for one in self._connections if chosen(one.client)]
         async with trio.open_nursery() as nursery:
@@ -84,7 +84,7 @@ class Server:
         return [connection.client for connection in leaving]
 
     def stop(self) -> None:
-        """Accept no more clients, finish what is in flight, then let `serve` return."""
+        """Accept no more clients, finish requests in flight, then let `serve` return."""
         self._accepting.cancel()
 
     async def serve(
@@ -117,8 +117,8 @@ class Server:
                 listener.close()
 
     async def _settle(self, export: str) -> None:
-        """Wait for connections to an export whose clients left: a client that comes back must
-        not have its new writes undone by old ones that land late."""
+        """End the connections to an export whose clients hung up: late writes of a client's old
+        connection must not land on its new ones."""
         same = {export, ""}  # the default export may be any of them
         async with trio.open_nursery() as nursery:
             for connection in self._connections:
@@ -137,7 +137,7 @@ class Server:
                 if error.errno in _NO_ROOM:
                     log.warning("client not accepted: error=%s", error)
                     await trio.sleep(ACCEPT_RETRY_S)
-                # Anything else is the failure of a client that already left.
+                # Any other error is that of a client that already left.
                 await trio.lowlevel.checkpoint()
                 continue
             if len(self._connections) >= self._limits.connections_max and not self._make_room():
@@ -152,8 +152,8 @@ class Server:
             await trio.lowlevel.checkpoint()
 
     def _make_room(self) -> bool:
-        """End the longest of the long negotiations, if there is one: whoever holds half-open
-        connections must not keep others out."""
+        """End the longest negotiation over NEGOTIATION_S, if there is one: half-open connections
+        must not keep other clients out."""
         before = trio.current_time() - NEGOTIATION_S
         slow = [one for one in self._connections if one.negotiates and one.began < before]
         if slow:
@@ -166,7 +166,7 @@ class Server:
         self._connections.add(connection)
         sock.setblocking(False)
         try:
-            with suppress(OSError):  # of a client that already left; `run` meets it again
+            with suppress(OSError):  # the client already left; `run` meets the error again
                 _prepare(sock)
             await connection.run()
         finally:
@@ -184,12 +184,12 @@ def _prepare(sock: socket.socket) -> None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_SEND_BYTES)
     else:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Finds peers that vanished without a word, in hours by default settings.
+        # Detects peers that vanished, in hours by default settings.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
 def _peer(sock: socket.socket, address: object) -> Peer:
-    """Return who is at the other end."""
+    """Return the client of an accepted socket."""
     if sock.family == socket.AF_UNIX:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         pid, uid, _ = _CREDENTIALS.unpack(credentials)

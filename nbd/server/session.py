@@ -1,15 +1,15 @@
-"""One client in transmission: the loop from socket to device and back.
+"""The transmission phase of one client: the loop from socket to device and back.
 
 The fast path does everything between two system calls in line: all whole
 requests in the receive buffer go to the device's `try_` methods, and their
 replies leave in one `sendmsg`. Only a request that must wait becomes a task.
 trio's socket wrappers are bypassed because their checkpoint per call costs more
 than the call; fairness is kept by yielding after a bounded amount of work.
-A client that waits for each answer goes by a shorter way still (`nbd.server.quick`).
+A client that waits for each answer is served on a shorter path (`nbd.server.quick`).
 
-What bounds memory: the reader takes no further request while replies are unsent,
+Memory is bounded: the session takes no further request while replies are unsent,
 while too much waits for the device, or while the whole server holds too much, so
-a client that does not read stops being read.
+the server stops reading from a client that does not read.
 """
 
 import trio
@@ -39,9 +39,9 @@ from nbd.server.transmission import (
 from nbd.stream import Stream, has_hung_up, unread
 
 GULP_BYTES = 64 << 10
-"""Long payloads are received so much at a time, while the client sends on."""
+"""Long payloads are received in pieces of this size, while the client goes on sending."""
 YIELD_WORK = 256
-"""Requests, or 64 KiB of data, between two turns of other tasks: about 2 ms."""
+"""Requests, or pieces of 64 KiB, served between two turns of other tasks: about 2 ms."""
 
 _READ = int(Command.READ)
 _WRITE = int(Command.WRITE)
@@ -72,7 +72,7 @@ class Session:
         memory: Memory,
     ) -> None:
         self.held_bytes = 0
-        """What the client holds of the server's memory."""
+        """Bytes of the server's memory that the client holds."""
         self._sock = sock
         self._device = device
         self._flags = int(terms.flags)
@@ -91,7 +91,7 @@ class Session:
         )
         self._receiver = Receiver(sock)
         self._sender = Sender(sock)
-        self._sender.on_failure = self._lost
+        self._sender.on_failure = self._drop_unawaited
         self._backlog = Backlog(self, self.is_gone, self._sender, memory, limits)
         self._quick = QuickLane(
             device, terms, self._parser, self._receiver, self._sender, counters,
@@ -121,21 +121,21 @@ class Session:
         return self._receiver.received_bytes + self._sender.sent_bytes
 
     def is_awaited(self) -> bool:
-        """Whether it is the client's turn to send the rest or to take its replies."""
+        """Whether the client must send the rest of a request, or take its replies."""
         is_receiving = self._backlog.payload is not None and self._parser.needs_more()
         return bool(self._sender.replies) or is_receiving
 
     def is_gone(self) -> bool:
-        """Whether the client hung up, and not because all was said."""
+        """Whether the client hung up without sending DISC."""
         return has_hung_up(self._sock) and not (
             self._disconnecting or is_goodbye(self._parser.end() + unread(self._sock))
         )
 
     async def run(self) -> None:
-        """Serve until the client leaves; no request of it is underway on return.
+        """Serve until the client leaves; no request of the client is in flight on return.
 
         Raises:
-            ProtocolError: the stream is not at a request, or `drop` was called.
+            ProtocolError: bytes that are no request, or `drop` was called.
             OSError: the connection broke.
         """
         failure: Exception | None = None
@@ -152,13 +152,13 @@ class Session:
         if failure is not None:
             raise failure
 
-    def _lost(self) -> None:
-        """Nobody waits for answers any more, but what came before a goodbye is carried out."""
+    def _drop_unawaited(self) -> None:
+        """Cancel requests whose answers cannot be sent, but carry out those before a DISC."""
         if self._nursery is not None and not self._disconnecting:
             self._nursery.cancel_scope.cancel()
 
     async def _run(self) -> Exception | None:
-        """Serve; return why it ended, when that is a failure."""
+        """Serve; return the failure that ended the session, if any."""
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -166,18 +166,18 @@ class Session:
                 with self._reading:
                     await self._serve()
                 if self._stopping:
-                    self._serve_last()
+                    self._refuse_received()
                     await self._sender.drain()
             except (ProtocolError, OSError) as error:
                 failure = error
             if not (self._disconnecting or self._stopping):
-                # Nobody waits for the answers, and a write must not land after
+                # No client waits for the answers, and a write must not land after
                 # newer ones that the client sends over its next connection.
                 nursery.cancel_scope.cancel()
         return failure
 
     async def _serve(self) -> None:
-        """Read and serve until the client says goodbye or is gone."""
+        """Receive and serve until the client sends DISC or is gone."""
         parser, sender, pace, receiver = self._parser, self._sender, self._pace, self._receiver
         counters, backlog = self._counters, self._backlog
         work = 0
@@ -196,11 +196,11 @@ class Session:
                 await trio.lowlevel.checkpoint()
                 work = 0
             looks = 1 if woken else pace.looks(served, backlog.requests)
-            if looks == LOOKS and served == 1 and self._may_hurry():
+            if looks == LOOKS and served == 1 and self._may_serve_singles():
                 turn = -(-(YIELD_WORK - work) // WORK_PER_LOOK)
                 singles, count, more = self._quick.serve_singles(turn)
                 work += singles * WORK_PER_LOOK
-                # One at a time, but for the last ones: the depth of its queue.
+                # Count only the last batch for `pace`: singles came at a queue depth of 1.
                 served_before += max(singles - 1, 0) if count is None else singles
                 pace.looked(found=singles, missed=count is None and singles < turn)
                 if sender.replies:
@@ -228,7 +228,7 @@ class Session:
             work += count >> 16
 
     async def _serve_received(self) -> bool:
-        """Serve all that was received; return whether to go on."""
+        """Serve all received requests; return whether to go on."""
         parser, sender, backlog = self._parser, self._sender, self._backlog
         more = True
         while more:
@@ -245,12 +245,12 @@ class Session:
                 return False
         return True
 
-    def _may_hurry(self) -> bool:
-        """Whether nothing is to be done but what the client sends next."""
+    def _may_serve_singles(self) -> bool:
+        """Whether the client's next request is all there is to do, and TLS hides none of it."""
         return not (self._stopping or self._receiver.decrypts) and self._parser.is_empty()
 
     def _serve_batch(self) -> bool:
-        """Serve what was received; return whether it stopped early for a limit."""
+        """Serve received requests; return whether a limit or DISC ended the batch early."""
         parser, counters = self._parser, self._counters
         requests_max = counters.requests + BATCH_REQUESTS_MAX
         read_bytes_max = counters.read_bytes + BATCH_BYTES_MAX
@@ -277,7 +277,7 @@ class Session:
                 return True
 
     def _serve_one(self, request: Request) -> None:
-        """Serve what the quick lane left: what is long or unusual, wrong, or must wait."""
+        """Serve a request that the quick lane left: long, unusual or wrong, or one that waits."""
         kind = request[2]
         if kind == _DISC:
             self._disconnecting = True
@@ -308,7 +308,7 @@ class Session:
             self._serve_later(request, only)
 
     def _serve_long(self, request: Request) -> bool:
-        """Serve a long READ or WRITE if that can be done at once; return whether it was."""
+        """Serve a long READ or WRITE if the device can at once; return whether it did."""
         _, flags, kind, cookie, offset, length = request
         if flags or length <= self._quick.longest_bytes:
             return False
@@ -364,14 +364,14 @@ class Session:
         self._sender.replies.append(self._replies.error(kind, cookie, offset, error, message))
 
     def _fail(self, request: Request, error: Exception) -> None:
-        """Answer what a device raised, and tell the operator."""
+        """Answer an error of the device, and log it."""
         answer, is_failure = answer_to_failure(request, error)
         if is_failure:
             self._failures.tell(request, error, self._counters.errors + 1)
         self._answer_error(request, answer, str(error))
 
-    def _serve_last(self) -> None:
-        """While stopping: refuse what the client had already sent."""
+    def _refuse_received(self) -> None:
+        """While stopping: refuse the requests that the client had already sent."""
         self._parser.received(self._receiver.look(self._parser.room(), 1) or 0)
         while self._serve_batch() and not self._disconnecting:
             pass

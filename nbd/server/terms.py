@@ -1,4 +1,4 @@
-"""What server and client agreed on, and what the client then did."""
+"""Terms of a connection, settled by negotiation, and counters of its requests."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from nbd.server.replies import Replies
 
 @dataclass(slots=True)
 class Counters:
-    """What one client did so far."""
+    """Totals of one client so far."""
 
     requests: int = 0
     read_bytes: int = 0
@@ -17,7 +17,7 @@ class Counters:
     errors: int = 0
 
     def add(self, other: "Counters") -> None:
-        """Count what another client did as well."""
+        """Add the totals of another client."""
         self.requests += other.requests
         self.read_bytes += other.read_bytes
         self.written_bytes += other.written_bytes
@@ -26,8 +26,8 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The outcome of a negotiation. `flags` were advertised; `extended` says how requests look;
-    `contexts` are what BLOCK_STATUS tells of, by number; `early` came behind the last option."""
+    """The outcome of a negotiation. `flags` were advertised; `extended`: requests have extended
+    headers; `contexts`: of BLOCK_STATUS, by number; `early`: bytes behind the last option."""
 
     flags: ExportFlag
     replies: Replies

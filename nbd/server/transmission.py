@@ -13,7 +13,7 @@ Big-endian; sizes in bytes.
         24     4  length                24     8  length
         28     -  WRITE payload         32     -  payload, if the flag PAYLOAD_LEN says so
 
-A request travels as the plain tuple that `struct` gives, because building an
+A request is passed on as the plain tuple that `struct` gives, because building an
 object for each costs more than the rest of its parsing.
 """
 
@@ -39,7 +39,7 @@ Request = tuple[int, int, int, int, int, int]
 """magic, flags, type, cookie, offset, length."""
 
 RECEIVE_BYTES = 256 << 10
-"""What one `recv` can take: as much as a Unix socket holds by default."""
+"""Most bytes of one `recv`: as much as a Unix socket holds by default."""
 OWN_BUFFER_BYTES = 64 << 10
 """Longer payloads that have not arrived whole are received into a buffer of their own."""
 FILTER_CONTEXTS_MAX = 256
@@ -47,7 +47,7 @@ FILTER_CONTEXTS_MAX = 256
 
 _REQUEST = struct.Struct(">IHHQQI")
 _EXTENDED = struct.Struct(">IHHQQQ")
-_TYPE_AT = 7  # its low byte, in either form
+_TYPE_AT = 7  # of the low byte of the type, in either form
 _WRITE = int(Command.WRITE)
 _PAYLOAD_LEN = int(CommandFlag.PAYLOAD_LEN)
 _MEMORY_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -58,12 +58,12 @@ assert _EXTENDED.size == 32
 class RequestParser:
     """Receive into `room`, say how much with `received`, take each `next_request`.
 
-    The flag PAYLOAD_LEN of an extended WRITE is turned around: clear when its payload
+    The flag PAYLOAD_LEN of an extended WRITE is inverted: clear when its payload
     came with it, as is usual, so that usual requests have no flags in either form.
 
     Args:
-        payload_bytes_max: longer payloads are thrown away as they arrive, never stored.
-        memory: where large buffers come from.
+        payload_bytes_max: longer payloads are discarded as they arrive, never stored.
+        memory: gives the large buffers.
         extended: whether requests have extended headers.
         early: bytes that arrived before the parser existed.
     """
@@ -78,9 +78,10 @@ class RequestParser:
     ) -> None:
         assert len(early) <= RECEIVE_BYTES
         self.payload: memoryview = memoryview(b"")
-        """What came with the last request; valid until the next. Empty if it was thrown away."""
+        """Payload of the last request that carried one; valid until the next request. Empty if
+        it was discarded."""
         self.large: memoryview | None = None
-        """The buffer that a payload is being received into, if it has one of its own."""
+        """The separate buffer into which a long payload is being received, if any."""
         self._payload_bytes_max = payload_bytes_max
         self._memory = memory
         self._extended = extended
@@ -90,21 +91,21 @@ class RequestParser:
             else (_REQUEST, REQUEST_MAGIC, 0, _WRITE)
         )
         self.header_bytes = self._form.size
-        """Of a request, its payload aside."""
-        # Its pages exist only once something is received into them.
+        """Size of a request's header."""
+        # Its pages take memory only once bytes are received into them.
         self._buffer = memoryview(mmap.mmap(-1, RECEIVE_BYTES, flags=_MEMORY_FLAGS))
         self._buffer[: len(early)] = early
         self.usual = (
             self._form.unpack_from, self._form.size, self._expected, self._flag_with_payload,
             self._buffer,
         )  # fmt: skip
-        """How a request looks: what unpacks its header and its size, its magic, and the flags of a
-        usual WRITE, as other usual ones have none; and the buffer where those in `span` are."""
+        """For the fast path: the function that unpacks a header, the header's size, its magic, the
+        flags of a usual WRITE (other usual requests have none), and the buffer of `span`."""
         self._start = 0
         self._end = len(early)
-        self._awaiting: Request | None = None  # its payload is underway, not in `_buffer`
+        self._awaiting: Request | None = None  # its payload is still arriving
         self._large_filled = 0
-        self._skip_bytes = 0  # what is still to be thrown away of it
+        self._skip_bytes = 0  # bytes of the payload still to be discarded
         self._lent: memoryview | None = None  # the large buffer that `payload` is
 
     def room(self) -> memoryview:
@@ -122,12 +123,12 @@ class RequestParser:
         return self._buffer[self._end :]
 
     def is_empty(self) -> bool:
-        """Whether no part of a request is there."""
+        """Whether no part of a request is left."""
         return self._start == self._end and self._awaiting is None
 
     def span(self) -> tuple[int, int]:
-        """Return where in the buffer requests are that were received, from the beginning of one;
-        (-1, -1) if a payload comes first. The payload of the last request is taken back."""
+        """Return start and end of the received requests in the buffer; (-1, -1) while the payload
+        of a request is still arriving. Takes the payload of the last request back."""
         if self._lent is not None:
             self._take_back()
         if self._awaiting is not None:
@@ -135,29 +136,29 @@ class RequestParser:
         return self._start, self._end
 
     def served(self, start: int) -> None:
-        """Say that requests up to there were served."""
+        """Note that the requests before `start` in the buffer were served."""
         self._start = start
 
     def needs_more(self) -> bool:
-        """Whether a large payload is underway, so that no request is whole yet."""
+        """Whether a large payload is still arriving, so that no request is whole yet."""
         return self.large is not None and self._large_filled < len(self.large)
 
     def end(self) -> bytes:
-        """Return the last bytes that arrived and are no request yet, enough for a DISC."""
+        """Return the last bytes that arrived and are not parsed yet, enough for a DISC."""
         return bytes(self._buffer[max(self._start, self._end - _EXTENDED.size) : self._end])
 
     def received(self, count: int) -> bool:
-        """Say that `count` bytes arrived in `room`; return whether a request may be whole now."""
+        """Note that `count` bytes arrived in `room`; return whether a request may be whole now."""
         if self.large is not None:
             self._large_filled += count
             return self._large_filled == len(self.large)
         self._end += count
-        # To look for requests in a header alone, as most clients send it ahead of its payload,
-        # would cost a small write as much as to serve it.
+        # Most clients send a header ahead of its payload. Looking for requests in that header
+        # alone would cost a small write as much as serving it.
         return self._end - self._start != self._form.size or not self._is_payload_underway()
 
     def _is_payload_underway(self) -> bool:
-        """Whether the header that is there is of a small write; anything else may be whole."""
+        """Whether the received header is that of a small write; other requests may be whole."""
         if self._buffer[self._start + _TYPE_AT] != _WRITE or self._awaiting is not None:
             return False
         magic, flags, kind, _, _, length = self._form.unpack_from(self._buffer, self._start)
@@ -168,11 +169,11 @@ class RequestParser:
         )
 
     def next_request(self) -> Request | None:
-        """Return the next whole request, None until more was received. What came with it is in
+        """Return the next whole request, None while more must be received. Its payload is in
         `payload` until the next request is taken.
 
         Raises:
-            ProtocolError: the stream is not at a request.
+            ProtocolError: bad magic, or too long a payload of an extended request.
         """
         self._take_back()
         if self._awaiting is not None:
@@ -201,17 +202,17 @@ class RequestParser:
         return request
 
     def keep_payload(self) -> Buffer:
-        """Return the last payload for as long as the caller wants it; `Memory.recycle` it then."""
+        """Return the last payload for the caller to keep, and to `Memory.recycle` in the end."""
         if self._lent is not None:
             payload, self._lent = self._lent, None
             return payload
         return bytes(self.payload)
 
     def _await_payload(self, request: Request, first: int) -> None:
-        """Arrange where a payload goes that has not arrived whole; what has begins at `first`.
+        """Choose where the rest of a payload goes; the part that arrived begins at `first`.
 
         Raises:
-            ProtocolError: it is longer than anybody may send, by a 64-bit length.
+            ProtocolError: an extended request has too long a payload.
         """
         length = request[5]
         if length > self._payload_bytes_max:
@@ -252,7 +253,7 @@ class RequestParser:
 
 
 # Plain ints: `~` of an IntFlag has only the bits that have names, and `&` takes 1.5 us.
-_ALWAYS = int(CommandFlag.FUA)  # accepted everywhere once it was advertised
+_ALWAYS = int(CommandFlag.FUA)  # every command accepts FUA once it was advertised
 _DF = int(CommandFlag.DF)
 _SEND_DF = int(ExportFlag.SEND_DF)
 _READ_ONLY = int(ExportFlag.READ_ONLY)
@@ -268,7 +269,7 @@ _FLAGS: dict[int, int] = {
     Command.BLOCK_STATUS: _ALWAYS | CommandFlag.REQ_ONE.value,
 }
 _CHANGING = {Command.WRITE, Command.TRIM, Command.WRITE_ZEROES}
-_GROWING = {Command.WRITE, Command.WRITE_ZEROES}
+_TAKING_SPACE = {Command.WRITE, Command.WRITE_ZEROES}
 _WITH_DATA = {Command.READ, Command.WRITE}
 _STATUS_EXTENT_BYTES = 16
 _STATUS_GRAIN_BYTES = 512
@@ -277,13 +278,13 @@ _STATUS_GRAIN_BYTES = 512
 def refusal(
     request: Request, *, flags: int, size_bytes: int, grain_bytes: int, payload_max: int
 ) -> WireError | None:
-    """Return the error a request deserves before it meets a device, or None.
+    """Return the error of a request that must not reach the device, or None.
 
     Args:
-        flags: what the export advertised.
-        size_bytes: of the device now.
-        grain_bytes: of offsets and lengths.
-        payload_max: longest data of READ and WRITE.
+        flags: the advertised flags of the export.
+        size_bytes: current size of the device.
+        grain_bytes: block size, a power of two; offsets and lengths are multiples of it.
+        payload_max: longest data of READ and WRITE, in bytes.
     """
     _, request_flags, kind, _, offset, length = request
     allowed = _FLAGS.get(kind)
@@ -298,16 +299,16 @@ def refusal(
     if kind in _WITH_DATA and length > payload_max:
         return WireError.EINVAL
     if offset + length > size_bytes:
-        return WireError.ENOSPC if kind in _GROWING else WireError.EINVAL
+        return WireError.ENOSPC if kind in _TAKING_SPACE else WireError.EINVAL
     if (offset | length) & (grain_bytes - 1):
         return WireError.EINVAL
     if kind == _BLOCK_STATUS and not length:
-        return WireError.EINVAL  # there is no extent to tell of
+        return WireError.EINVAL  # there is no extent to report
     return None
 
 
 def held_bytes(request: Request) -> int:
-    """Return how much memory a request holds that waits: for its data, or for a long answer."""
+    """Return the bytes of memory that a waiting request holds: for its data or a long answer."""
     kind, length = request[2], request[5]
     if kind in _WITH_DATA:
         return length
@@ -317,7 +318,7 @@ def held_bytes(request: Request) -> int:
 
 
 def is_goodbye(end: bytes) -> bool:
-    """Whether what a client sent ends with DISC; by rule nothing follows one."""
+    """Whether a client's last bytes end with DISC; by the protocol no byte follows one."""
     for form, expected in ((_REQUEST, REQUEST_MAGIC), (_EXTENDED, EXTENDED_REQUEST_MAGIC)):
         if len(end) >= form.size:
             magic, _, kind, _, _, _ = form.unpack(end[-form.size :])
@@ -342,12 +343,12 @@ def decode_filter(payload: Buffer) -> tuple[int, tuple[int, ...]] | None:
 def narrow(
     request: Request, payload: Buffer | None, contexts: Collection[int]
 ) -> tuple[Request, tuple[int, ...] | None] | None:
-    """Return a BLOCK_STATUS without its payload, and the contexts that this named, if any;
-    None when it asks about contexts that were not selected.
+    """Return a BLOCK_STATUS without its payload, and the contexts that the payload named, None if
+    it has none; return None for a bad payload or contexts that were not selected.
 
     Args:
-        payload: None where requests have none.
-        contexts: those that were selected.
+        payload: None with compact headers, whose requests have none.
+        contexts: the selected contexts.
     """
     if not contexts:
         return None

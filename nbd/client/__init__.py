@@ -7,8 +7,8 @@
     for about in await describe("nbd://host"):
         ...
 
-What happens when the server goes away is told in `nbd.client.device`; every bound is in
-`nbd.client.options`.
+`nbd.client.device` says what happens when the server goes away; `nbd.client.options` holds every
+limit.
 """
 
 from nbd.client.device import NbdDevice

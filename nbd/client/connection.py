@@ -1,11 +1,11 @@
-"""One connection in the transmission phase: many requests in flight, no task for any of them.
+"""One connection in the transmission phase: many requests in flight, without a task for each.
 
-Three tasks work on it. One sends: whatever was queued since it last looked goes out in one
-`sendmsg`. One receives, straight into the buffers of large reads, and wakes those who
-wait. One looks at the clock.
+Three tasks run a connection. The first sends: all requests queued since its last turn go out in
+one `sendmsg`. The second receives, straight into the buffers of large reads, and wakes the
+waiting tasks. The third fails the connection when a request takes too long.
 
-When anything goes wrong, `failure` says what, and `on_failure` is called once; the owner then
-calls `fail_pending`. Nothing is ever sent on it again.
+On any failure, `failure` holds the error, and `on_failure` is called once; the owner then calls
+`fail_pending`. The connection sends nothing after that.
 """
 
 import socket
@@ -45,11 +45,11 @@ class Connection:
     """A negotiated connection; start `run`, then `submit`. Owns the stream.
 
     Args:
-        sock: the socket below the stream, or the stream itself.
-        agreement: what was negotiated.
+        sock: the plain socket of the stream, or the stream itself.
+        agreement: the outcome of the negotiation.
         request_s: how long a request may take before the server counts as gone.
         on_done: called for every request that ends, even abandoned ones, before its waiter wakes.
-        on_failure: called once, when the connection is of no more use.
+        on_failure: called once, when the connection fails or closes.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Connection:
         self.pending: dict[int, Operation] = {}
         """Requests in flight by cookie, oldest first."""
         self.failure: Exception | None = None
-        """Why it is of no more use."""
+        """The error that ended the connection."""
         self._stream = stream
         self._sock = sock
         self._request_s = request_s
@@ -76,8 +76,8 @@ class Connection:
         self._parser = ReplyParser(agreement.mode, self.pending, agreement.contexts)
         self._cookie = 0
         self._queue: list[Operation] = []
-        self._batch: list[Operation] = []  # those being sent
-        self._buffers: list[Buffer] = []  # what is left of them
+        self._batch: list[Operation] = []  # requests being sent
+        self._buffers: list[Buffer] = []  # their unsent bytes
         self._idle_sender: trio.lowlevel.Task | None = None
         self._scope = trio.CancelScope()
         self._leaving = False
@@ -94,9 +94,9 @@ class Connection:
         self._wake_sender()
 
     def abandon(self, operation: Operation) -> bool:
-        """Say that nobody waits for a request any more, and its payload may change.
+        """Stop waiting for a request; the caller may change its payload on return.
 
-        Returns whether it was never sent, and has ended; else its reply is awaited still.
+        Returns True if the request was never sent and has ended, False if its reply is still due.
         """
         if operation in self._queue:
             self._queue.remove(operation)
@@ -105,14 +105,14 @@ class Connection:
             self._end(operation)
             return True
         if operation in self._batch:
-            # The rest goes out as it is now: a socket in TLS must be shown the same bytes again.
+            # Copy the unsent bytes as they are now: TLS must be given the same bytes again.
             self._buffers = [
                 buffer if isinstance(buffer, bytes) else bytes(buffer) for buffer in self._buffers
             ]
         return False
 
     async def run(self) -> None:
-        """Work until `close` or a failure; never raises but for cancellation."""
+        """Send and receive until `close` or a failure; raises only when cancelled."""
         try:
             with self._scope:
                 async with trio.open_nursery() as nursery:
@@ -125,8 +125,8 @@ class Connection:
             self._ended.set()
 
     async def close(self) -> None:
-        """Say goodbye and wait until the server has hung up, which is after it has finished all
-        requests; the caller bounds the wait.
+        """Send DISC and wait until the server hangs up, after it has finished all requests; the
+        caller bounds the wait.
         """
         if self.failure is None:
             self._leaving = True
@@ -134,14 +134,14 @@ class Connection:
             await self._ended.wait()
 
     def fail(self, failure: Exception) -> None:
-        """End the connection now; what the kernel still holds for the server is thrown away."""
+        """End the connection now; the kernel discards unsent bytes, unless DISC is on its way."""
         if self.failure is not None:
             return
         self.failure = failure
         self._scope.cancel()
         if self._stream.fileno() >= 0:
             if not self._leaving:
-                # A write must not reach the server later, behind one that took its place.
+                # A write must not reach the server later, after the write that replaced it.
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
             trio.lowlevel.notify_closing(self._stream)
             self._stream.close()
@@ -218,7 +218,7 @@ class Connection:
                 await trio.lowlevel.checkpoint()
 
     def _forget(self, sent: int) -> None:
-        """Drop the first bytes of what is to be sent."""
+        """Drop the first `sent` bytes of `_buffers`."""
         for index, buffer in enumerate(self._buffers):
             size = memoryview(buffer).nbytes
             if sent < size:
@@ -261,24 +261,24 @@ class Connection:
             parser.received(count)
             for operation in parser.finished():
                 if operation.error == WireError.ESHUTDOWN:
-                    self._end_for_now(operation)
+                    self._lose_to_shutdown(operation)
                 self._end(operation)
             turns += 1
             if turns == RECEIVES_MAX:
                 turns = 0
                 await trio.lowlevel.checkpoint()
 
-    def _end_for_now(self, operation: Operation) -> None:
-        """The server shuts down: the request may be tried again once it is back."""
+    def _lose_to_shutdown(self, operation: Operation) -> None:
+        """End a request as lost, to be sent again once the server is back, and raise."""
         failure = UnreachableError("server is shutting down")
         operation.lose(failure)
         self._end(operation)
         raise failure
 
-    # The clock
+    # Timeout
 
     async def _watch(self) -> None:
-        """Fail when the oldest request is too old; wakes rarely, not for each of them."""
+        """Fail when the oldest request is too old; wakes rarely, not for each request."""
         while True:
             oldest = next(iter(self.pending.values()), None)
             due = (trio.current_time() if oldest is None else oldest.since) + self._request_s

@@ -1,14 +1,14 @@
 """A remote export as a block device.
 
-Requests are cut to what the server takes, sent over the least busy connection, and sent again
-when a connection ended before the answer, unless that could hide a loss: see `ledger`. Reads are
-always sent again. A change is sent again only while nothing is lost; its owner still waits, so
-nothing newer can have touched the range.
+Requests are cut to the sizes that the server takes and sent over the least busy connection. They
+are sent again when a connection ended before the answer, unless that could hide a loss: see
+`nbd.client.ledger`. Reads are always sent again. A change is sent again only while no write is
+lost; its caller still waits, so no newer write can have touched the range.
 
-After a loss, `flush`, FUA and reads of what is lost raise CacheLostError until the owner
-calls `acknowledge_cache_loss` and then writes again whatever it wrote since its last good flush.
+After a loss, `flush`, FUA and reads of lost ranges raise CacheLostError until the owner calls
+`acknowledge_cache_loss`; the owner then writes again all that it wrote since its last good flush.
 
-Cancellation is as `nbd.client.requests` says.
+`nbd.client.requests` says what cancellation leaves behind.
 """
 
 from collections.abc import Iterator
@@ -36,13 +36,13 @@ from nbd.constants import BASE_ALLOCATION, Command, CommandFlag, ExportFlag
 EFFECT_BYTES_MAX = (1 << 32) - (64 << 10)
 """Longest request without payload in 32 bits, in whole blocks of any size."""
 EXTENDED_BYTES_MAX = 1 << 40
-"""The same in 64 bits. More would risk to take longer than `request_s`."""
+"""The same in 64 bits. A longer request could take more than `request_s`."""
 NO_HOLE_BYTES_MAX = 1 << 30
-"""The same where the server may have to write it all: some seconds."""
+"""The same with NO_HOLE, where the server may have to write all the zeroes: some seconds."""
 ZEROES_BYTES = 1 << 20
-"""Zeroes are written in such pieces to servers without WRITE_ZEROES."""
+"""Length of the writes of zeroes to servers without WRITE_ZEROES."""
 PHYSICAL_BYTES = 4096
-"""What disks write at once; the protocol does not tell."""
+"""Usual physical block of disks; the protocol does not tell it."""
 
 _ZEROES = memoryview(bytes(ZEROES_BYTES))
 _FUA = int(CommandFlag.FUA)
@@ -57,7 +57,7 @@ class NbdDevice(BlockDevice):
         """Raises ReadOnlyError, UnsupportedError: the export cannot be used as asked."""
         self.read_only = options.read_only
         self.export = agreement.export
-        """What the server said about the export, last time."""
+        """The server's last description of the export."""
         self.mode = agreement.mode
         self._ledger = ledger
         self._requests = requests
@@ -85,7 +85,7 @@ class NbdDevice(BlockDevice):
     # Content
 
     async def read(self, offset: int, length: int) -> Buffer:
-        """See BlockDevice; also raises CacheLostError where content is lost."""
+        """See BlockDevice; also raises CacheLostError where writes are lost."""
         self._check(offset, length)
         if not length:
             return b""
@@ -106,7 +106,7 @@ class NbdDevice(BlockDevice):
         return whole
 
     async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
-        """See BlockDevice; also raises CacheLostError, for FUA and what was in flight then."""
+        """See BlockDevice; also raises CacheLostError: with FUA, or if in flight at a loss."""
         view = memoryview(data).cast("B")
         self._check_change(offset, len(view), fua)
         flags = self._change_flags(fua)
@@ -160,8 +160,8 @@ class NbdDevice(BlockDevice):
         """See BlockDevice.
 
         Raises:
-            CacheLostError: the server was lost meanwhile, and with it what was not flushed. It
-                is raised by every flush until `acknowledge_cache_loss`.
+            CacheLostError: a connection was lost, and with it unflushed writes. Every flush
+                raises it until `acknowledge_cache_loss`.
         """
         self._check(0, 0)
         ledger = self._ledger
@@ -174,15 +174,15 @@ class NbdDevice(BlockDevice):
         ledger.flushed(mark)
 
     def acknowledge_cache_loss(self) -> None:
-        """Say that everything written since the last good flush counts as lost, and is written
-        again from now on.
+        """Note that the caller counts all writes since the last good flush as lost, and writes
+        them again from now on.
         """
         self._ledger.acknowledge()
 
     # Hints
 
     async def extents(self, offset: int, length: int) -> list[Extent]:
-        """See BlockDevice; all is data if the server does not tell. Raises as `status`."""
+        """See BlockDevice; all is data if the server has no block status. Raises as `status`."""
         self._check(offset, length)
         if not length:
             return []
@@ -192,12 +192,12 @@ class NbdDevice(BlockDevice):
         return to_extents(runs, length, self.block_bytes)
 
     async def status(self, context: str, offset: int, length: int) -> list[tuple[int, int]]:
-        """Return length and state of the first runs of a range in a metadata context, which is
-        one of `contexts`. The last may pass the end of the range.
+        """Return length in bytes and state of the first runs of a range in a metadata context,
+        one of `contexts`. The last run may pass the end of the range.
 
         Raises:
-            UnsupportedError: the context was not selected, or the server has none such.
-            CacheLostError: what was written there is lost, so this would be of something else.
+            UnsupportedError: the context was not selected, or the server lacks it.
+            CacheLostError: writes to the range are lost, so the status would be of older content.
         """
         self._check(offset, length)
         if context not in self.contexts:
@@ -212,12 +212,12 @@ class NbdDevice(BlockDevice):
 
     @property
     def connections(self) -> int:
-        """How many connections there are now; 0 while the server is away."""
+        """Number of connections now; 0 while the server is away."""
         return self._requests.connections
 
     @property
     def reconnects(self) -> int:
-        """How often the server was reached again."""
+        """Number of times that the server was reached again."""
         return self._requests.reconnects
 
     @property
@@ -226,10 +226,10 @@ class NbdDevice(BlockDevice):
         return self._contexts
 
     async def cache(self, offset: int, length: int) -> None:
-        """See BlockDevice; the server may have no such thing, or fail at it."""
+        """See BlockDevice; does nothing if the server has no CACHE, and ignores its errors."""
         self._check(offset, length)
         if length and self._can(ExportFlag.SEND_CACHE):
-            # Servers read it into buffers of theirs: no more than a READ may ask for.
+            # Servers read the range into buffers of their own: no longer than a READ.
             for group in in_groups(self._cut(Command.CACHE, offset, length, self._payload_max)):
                 try:
                     await self._requests.run(group)
@@ -243,21 +243,21 @@ class NbdDevice(BlockDevice):
         self._check(offset, length)
 
     async def close(self) -> None:
-        """Finish what is in flight and say goodbye, in bounded time; does not flush. Every later
-        request raises ClosedError.
+        """Finish the requests in flight and send DISC, within `close_s`; does not flush. Every
+        later request raises ClosedError.
         """
         self._closed = True
         await self._requests.close()
 
     def came_up(self, agreement: Agreement) -> None:
-        """Take note that the server is reached, perhaps with a larger export."""
+        """Note that the server is reached again; its export may have grown."""
         self._take_size(agreement)
 
-    # Below
+    # Internals
 
     def _take_size(self, agreement: Agreement) -> None:
         self.export = agreement.export
-        # A last part of a block cannot be reached.
+        # Requests in whole blocks cannot reach a partial last block.
         self.size_bytes = agreement.export.size_bytes // self.block_bytes * self.block_bytes
         self._contexts = frozenset(agreement.contexts.values())
 
@@ -294,7 +294,7 @@ class NbdDevice(BlockDevice):
                     await self._requests.run(group)
                 return
             except OutOfRangeError:
-                # EOVERFLOW or EINVAL: the server may have to hold it in memory.
+                # EOVERFLOW or EINVAL: the server may have to hold the range in memory.
                 if min(limit, length) <= self._payload_max:
                     raise
                 self._effect_max = self._payload_max

@@ -1,4 +1,4 @@
-"""From a URI to a negotiated connection."""
+"""Connects to the server of a URI and negotiates."""
 
 import errno
 import os
@@ -29,14 +29,14 @@ from nbd.uri import NbdUri
 RECEIVE_BYTES = 16 << 10
 """Per `recv` while negotiating: answers are small."""
 FULL_RETRY_S = 0.02
-"""Pause before a Unix socket is tried again whose queue of clients is full."""
+"""Pause before another try of a Unix socket whose queue of clients is full."""
 GOODBYE_S = 1.0
 """How long the answer to ABORT is waited for; some servers just hang up."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialed:
-    """A connection that has entered an export. `sock` is below `stream`, or the same."""
+    """A connection that has entered an export. `sock` is the plain socket of `stream`."""
 
     stream: Stream
     sock: socket.socket
@@ -44,7 +44,7 @@ class Dialed:
 
 
 class Dialer:
-    """Knows how to reach one export; reads certificates once.
+    """Connects to one export, any number of times; reads certificates once, when made.
 
     Raises:
         TlsError: a certificate or key cannot be used.
@@ -77,7 +77,8 @@ class Dialer:
 
     @asynccontextmanager
     async def haggling(self) -> AsyncIterator["Haggle"]:
-        """Connect and negotiate as the body likes, then say goodbye. Raises as `dial`."""
+        """Connect, give the negotiation to the `async with` body, then send ABORT. Raises as
+        `dial`."""
         async with self._haggling() as haggle:
             yield haggle
             await haggle.abort()
@@ -110,7 +111,7 @@ class Dialer:
 
 
 class Haggle:
-    """A negotiation over a socket, which it owns; the `Talk` of `nbd.client.negotiation`."""
+    """A negotiation over a socket, which it owns; a `Talk` of `nbd.client.negotiation`."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -118,19 +119,19 @@ class Haggle:
         self._stream: Stream = sock
         self._handshake = ClientHandshake()
         self._kept = False
-        self._is_doubted = False  # TLS is agreed on, and the server has not said anything since
+        self._tls_unconfirmed = False  # true from the TLS handshake to the server's next bytes
 
     async def greet(self) -> None:
-        """Take the greeting and answer it."""
+        """Receive the greeting and answer it."""
         while not self._handshake.greeted():
             await self._receive()
         self.fixed = self._handshake.fixed
 
     async def start_tls(self, context: ssl.SSLContext, hostname: str | None) -> None:
-        """Go on in TLS, or not at all.
+        """Go on in TLS, and never in plain text.
 
         Raises:
-            TlsError: the server has no TLS, or is not whom the certificate names.
+            TlsError: the server has no TLS, or the handshake or its certificate fails.
         """
         if not self.fixed:
             raise TlsError("server is too old for TLS, and is not spoken to without")
@@ -138,18 +139,18 @@ class Haggle:
         if not answer.accepted:
             raise TlsError(f"server has no TLS, and is not spoken to without: {answer.reason()}")
         if self.leftovers():
-            # Somebody between server and client could have put it there (CVE-2021-3716).
+            # An attacker between server and client could have put it there (CVE-2021-3716).
             raise ProtocolError("data in plain text behind STARTTLS")
         self._stream = await TlsSocket.handshake(
             self.sock, context, server_side=False, hostname=hostname
         )
-        self._is_doubted = True
+        self._tls_unconfirmed = True
 
     def hint(self) -> str:
-        """Say why the server may have gone away, where that can be guessed: with TLS 1.3 it looks
-        at our certificate last, and many then just hang up.
+        """Guess why the server hung up, for the end of a message: with TLS 1.3 it checks our
+        certificate last, and many servers then just hang up.
         """
-        if not self._is_doubted:
+        if not self._tls_unconfirmed:
             return ""
         return ", it may want a client certificate or not know the authority of ours"
 
@@ -174,13 +175,13 @@ class Haggle:
             await self._receive()
 
     async def abort(self) -> None:
-        """Say that negotiation ends here, and wait a moment for the answer; never raises."""
+        """Send ABORT and wait up to GOODBYE_S for the answer; no error of the server is raised."""
         if self.fixed:
             with trio.move_on_after(GOODBYE_S), suppress(OSError, NbdError):
                 await self.ask(Option.ABORT)
 
     def leftovers(self) -> bytes:
-        """Return what the server said behind its last answer."""
+        """Return the bytes that the server sent behind its last answer."""
         return self._handshake.trailing()
 
     def keep(self) -> Stream:
@@ -203,9 +204,9 @@ class Haggle:
                 continue
             if not data:
                 raise UnreachableError(f"server hung up while negotiating{self.hint()}")
-            self._is_doubted = False
+            self._tls_unconfirmed = False
             self._handshake.receive(data)
-            # A server that never stops must not keep the clock from being looked at.
+            # A server that sends without end must not keep the deadline from being checked.
             await trio.lowlevel.checkpoint()
             return
 
@@ -217,11 +218,11 @@ class Haggle:
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(self._stream)
             except (BrokenPipeError, ConnectionResetError):
-                return  # it has hung up; what it said before may tell why, and is received next
+                return  # the server hung up; its last bytes may tell why, and are received next
 
 
 def _tls_context(uri: NbdUri) -> ssl.SSLContext:
-    """Return what a connection needs; files of the URI's directory are named as libnbd does."""
+    """Return the TLS context for a URI; files in its directory have the names of libnbd."""
     if uri.socket is not None and uri.tls_verify_peer and not uri.tls_hostname:
         raise TlsError("a Unix socket has no host name to check: add tls-hostname=")
     directory = uri.tls_certificates
@@ -269,7 +270,7 @@ async def _connect_to(family: socket.AddressFamily, address: object) -> socket.s
         sock.setblocking(False)
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # Finds servers that vanished while nothing is asked of them.
+            # Detects servers that vanish while the connection is idle.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         while True:
             try:

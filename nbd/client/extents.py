@@ -1,4 +1,4 @@
-"""From block status to extents: clipped, merged, and in whole blocks."""
+"""Converts block status to extents: clipped, merged, and in whole blocks."""
 
 from collections.abc import Iterable, Iterator
 
@@ -12,8 +12,8 @@ def to_extents(runs: Iterable[tuple[int, int]], length: int, block_bytes: int) -
     """Return the extents of the beginning of a range.
 
     Args:
-        runs: length and state of each in `base:allocation`; what passes the range is cut off.
-        block_bytes: extents end in whole blocks; a block that is partly data is data.
+        runs: length and state of each in `base:allocation`; cut off at the end of the range.
+        block_bytes: extents are whole blocks; a block that is partly data is data.
     """
     merged: list[tuple[int, int]] = []
     end = 0
@@ -36,8 +36,8 @@ def _in_blocks(
     runs: Iterable[tuple[int, int]], length: int, block_bytes: int
 ) -> Iterator[tuple[int, int]]:
     """Yield the end of each run, a multiple of the block, and its state."""
-    done = at = 0  # up to where it is told, in whole blocks, and up to where we know
-    common = 0  # what the runs between the two have in common
+    done = at = 0  # end of the yielded blocks, and end of the known runs
+    common = 0  # flags that all runs between these two ends have
     for run_bytes, state in runs:
         is_partial = at > done
         at = min(at + run_bytes, length)

@@ -10,7 +10,7 @@ types". Big-endian; sizes in bytes; the tables of options and replies are in
          8     8  "IHAVEOPT"
         16     2  handshake flags
 
-What to ask, and what to make of the answers, is decided in `nbd.client.negotiation`.
+`nbd.client.negotiation` decides which options to send, and interprets the answers.
 """
 
 import struct
@@ -47,10 +47,10 @@ assert _REPLY_HEADER.size == 20
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Everything that a server said to one option.
+    """The whole answer of a server to one option.
 
-    `replies` are kinds with data, before the last; `final` is ACK or an error, `text` what the
-    error says.
+    `replies` are type and data of each reply before the final one; `final` is ACK or an error,
+    and `text` the message of the error.
     """
 
     replies: tuple[tuple[int, bytes], ...]
@@ -63,7 +63,7 @@ class Answer:
         return self.final == OptionReply.ACK
 
     def reason(self) -> str:
-        """Say why it did not."""
+        """Return name and message of the error, for an option that failed."""
         try:
             name = OptionReply(self.final).name
         except ValueError:
@@ -79,7 +79,7 @@ class ClientHandshake:
 
     def __init__(self) -> None:
         self.fixed = False
-        """Whether the server knows more than EXPORT_NAME."""
+        """Whether the server knows options besides EXPORT_NAME."""
         self._no_zeroes = False
         self._input = bytearray()
         self._output = bytearray()
@@ -92,20 +92,20 @@ class ClientHandshake:
         self._input += data
 
     def data_to_send(self) -> bytes:
-        """Return what must go to the server now, once."""
+        """Return the bytes that must go to the server now; each is returned once."""
         data = bytes(self._output)
         self._output.clear()
         return data
 
     def trailing(self) -> bytes:
-        """Return what came behind the last answer."""
+        """Return the bytes behind the last answer."""
         return bytes(self._input)
 
     def greeted(self) -> bool:
-        """Return whether the greeting is here; it is answered then.
+        """Return whether the greeting has arrived; it is answered then.
 
         Raises:
-            ProtocolError: it is none, or one of a server too old.
+            ProtocolError: the bytes are no NBD greeting, or that of an oldstyle server.
         """
         if len(self._input) >= 8:
             (magic,) = struct.unpack_from(">Q", self._input)
@@ -121,7 +121,7 @@ class ClientHandshake:
             return False
         flags = _GREETING.unpack_from(self._input)[2]
         del self._input[: _GREETING.size]
-        # Flags that only newer protocols know are not agreed to, and so change nothing.
+        # Flags of newer protocols are not agreed to, and so change nothing.
         agreed = flags & _KNOWN_FLAGS
         self.fixed = bool(agreed & HandshakeFlag.FIXED_NEWSTYLE)
         self._no_zeroes = bool(agreed & HandshakeFlag.NO_ZEROES)
@@ -129,7 +129,7 @@ class ClientHandshake:
         return True
 
     def ask(self, option: Option, data: bytes = b"") -> None:
-        """Send an option."""
+        """Queue an option to be sent."""
         assert self._asked is None
         self._asked = option
         self._output += OPTION_HEADER.pack(OPTION_MAGIC, option, len(data)) + data
@@ -138,7 +138,7 @@ class ClientHandshake:
         """Return the whole answer to the option, or None while more must be received.
 
         Raises:
-            ProtocolError: the reply is to something else, too long, or has no end.
+            ProtocolError: the reply is to another option, malformed, or too long.
         """
         assert self._asked is not None
         assert self._asked != Option.EXPORT_NAME

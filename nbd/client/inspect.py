@@ -1,4 +1,4 @@
-"""What a server offers, without using it."""
+"""Describes the exports of a server without using them."""
 
 from dataclasses import dataclass, replace
 
@@ -16,7 +16,7 @@ from nbd.errors import NbdError, RefusedError, TlsError, UnknownExportError
 from nbd.uri import NbdUri, parse_uri
 
 INSPECTED_MAX = 256
-"""Exports asked about one by one; servers bound how many options they answer."""
+"""Most exports to ask about one by one; servers bound how many options they answer."""
 
 _DEFAULTS = ClientOptions()
 _UNTOLD = "server tells of exports only to those who enter them"
@@ -24,7 +24,7 @@ _UNTOLD = "server tells of exports only to those who enter them"
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """An export as far as the server tells: `about` is None where `problem` says why."""
+    """A server's description of one export; where `about` is None, `problem` says why."""
 
     name: str
     mode: Mode
@@ -36,12 +36,11 @@ class ExportReport:
 async def describe(uri: str | NbdUri, options: ClientOptions = _DEFAULTS) -> list[ExportReport]:
     """Ask about the export that the URI names or, if it names none, about all of the server.
 
-    A server that does not list its exports is asked about its default export. One that cannot
-    be asked without entering is entered. Of more than INSPECTED_MAX exports, the others are only
-    named.
+    A server that does not list its exports is asked about its default export. Exports of a server
+    without INFO are entered to describe them. Exports after the first INSPECTED_MAX are only named.
 
     Raises:
-        NbdError: as `open_nbd`, if nothing can be told at all.
+        NbdError: as `open_nbd`, if the server describes no export at all.
     """
     where = parse_uri(uri) if isinstance(uri, str) else uri
     async with Dialer(where, options).haggling() as haggle:
@@ -82,7 +81,7 @@ async def _ask(haggle: Haggle, name: str, mode: Mode, tls: bool) -> ExportReport
 
 
 async def _look_inside(report: ExportReport, where: NbdUri, options: ClientOptions) -> ExportReport:
-    """Learn from entering what a server of the first years does not tell otherwise."""
+    """Enter an export to describe it, for old servers without INFO."""
     only_look = replace(options, read_only=True, connections=1, reconnect_s=0)
     try:
         async with open_nbd(replace(where, export=report.name), only_look) as device:

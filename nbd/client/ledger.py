@@ -1,8 +1,8 @@
-"""What would be lost if the server went away now: writes that were answered, but not flushed.
+"""Ledger of unflushed writes: answered by the server, but lost if it forgets its cache.
 
-A server that was reached anew may have forgotten its cache (rule R4). From then on flushes fail,
-and so do reads of what was lost, until the owner says that it knows; then it writes again
-whatever was not flushed.
+A server that was reached again may have forgotten its cache (rule R4). From then on flushes fail,
+and so do reads of lost ranges, until the owner acknowledges the loss; the owner then writes its
+unflushed data again.
 """
 
 from bisect import bisect_right
@@ -15,24 +15,24 @@ so that reads nearby may fail too after a loss."""
 
 
 class Ledger:
-    """Counts writes as they are answered; a flush covers those before its `mark`."""
+    """Numbers writes as they are answered; a flush covers the writes up to its `mark`."""
 
     def __init__(self) -> None:
         self.lost = ""
-        """Why what was not flushed is lost; empty while nothing is, or the owner knows."""
+        """Reason of a loss of unflushed writes; empty without one, or once acknowledged."""
         self.losses = 0
-        """How often something was lost."""
+        """Number of losses."""
         self._number = 0
         self._unflushed: list[tuple[int, int, int]] = []  # number, start, end
         self._lost_starts: list[int] = []
         self._lost_ends: list[int] = []
 
     def is_dirty(self) -> bool:
-        """Whether something is answered and not flushed."""
+        """Whether a write is answered and not flushed."""
         return bool(self._unflushed)
 
     def answered(self, offset: int, length: int) -> None:
-        """Note a change that the server answered, and may hold in its cache only."""
+        """Note a change that the server answered, but may hold in its cache only."""
         self._number += 1
         self._unflushed.append((self._number, offset, offset + length))
         if len(self._unflushed) > RANGES_MAX:
@@ -41,11 +41,11 @@ class Ledger:
             self._unflushed = [(self._number, start, end) for start, end in ranges]
 
     def mark(self) -> int:
-        """Return where a flush that begins now will have come to."""
+        """Return the number of the last write that a flush beginning now will cover."""
         return self._number
 
     def flushed(self, mark: int) -> None:
-        """Note that everything up to the mark is durable."""
+        """Note that all writes up to the mark are durable."""
         self._unflushed = [one for one in self._unflushed if one[0] > mark]
 
     def lose(self, reason: str) -> None:
@@ -61,17 +61,17 @@ class Ledger:
             self._unflushed = []
 
     def acknowledge(self) -> None:
-        """Say that the owner knows, and writes everything since the last good flush again."""
+        """Note that the owner knows of the loss, and writes all since the last good flush again."""
         self.lost = ""
         self._lost_starts, self._lost_ends = [], []
 
     def check(self) -> None:
-        """Raise CacheLostError if something is lost that the owner has not acknowledged."""
+        """Raise CacheLostError if there is a loss that the owner has not acknowledged."""
         if self.lost:
             raise CacheLostError(f"writes since the last flush are lost: {self.lost}")
 
     def check_read(self, offset: int, length: int) -> None:
-        """Raise CacheLostError if some of the range is lost: what was written is not there."""
+        """Raise CacheLostError if a write to part of the range is lost."""
         at = bisect_right(self._lost_starts, offset + length - 1)
         if at and self._lost_ends[at - 1] > offset:
             raise CacheLostError(
@@ -80,7 +80,7 @@ class Ledger:
 
 
 def _merged(ranges: list[tuple[int, int, int]], count_max: int) -> list[tuple[int, int]]:
-    """Return at most so many sorted ranges, apart from each other, that hold all of these."""
+    """Return at most `count_max` sorted disjoint ranges that cover all the given ones."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted((start, end) for _, start, end in ranges):
         if merged and start <= merged[-1][1]:
@@ -89,7 +89,7 @@ def _merged(ranges: list[tuple[int, int, int]], count_max: int) -> list[tuple[in
             merged.append((start, end))
     if len(merged) <= count_max:
         return merged
-    # The smallest gaps go first.
+    # Close the smallest gaps.
     gaps = sorted(range(1, len(merged)), key=lambda at: merged[at][0] - merged[at - 1][1])
     closed = set(gaps[: len(merged) - count_max])
     kept: list[tuple[int, int]] = []

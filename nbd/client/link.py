@@ -1,14 +1,15 @@
-"""The connections to one export: opened together, lost together, and opened anew.
+"""The connections to one export: opened together, lost together, and opened again.
 
-A server that says that its connections share one cache gets several. When one of them
-ends, all are ended: what the server still knows is in doubt then, and one rule for every
-case is easier to trust (R4). Requests that were in flight end as lost; who asked decides
-whether to ask again.
+A server whose connections share one cache (CAN_MULTI_CONN) gets several. When one of them
+ends, all are ended: the state of the server's cache is in doubt then, and one rule for every
+case is easier to trust (R4). Requests in flight end as lost; `nbd.client.requests` decides
+whether to send them again.
 
-Limits of what a client can know: a server that lives on may still carry out a write of a
-connection that ended, and the protocol has no way to forbid it. What has not left this machine
-is thrown away (TCP is reset), but a write that a server holds in its hands when the network
-breaks can land after newer ones. Servers of this project refuse that by epochs.
+A limit of the protocol: a server that lives on may still carry out a write of a connection
+that ended, and the client cannot forbid it. Bytes that have not left this machine are
+discarded (TCP is reset), but a write that the server has received when the network breaks
+can land after newer ones. `nbd.server` ends the connections of clients that it saw hang up
+before it lets a client enter the export.
 """
 
 import logging
@@ -61,9 +62,9 @@ class Link:
         on_up: Callable[[Agreement], None],
     ) -> None:
         self.connections: list[Connection] = []
-        """Those of use now; none while the server is away."""
+        """Connections that can take requests; none while the server is away."""
         self.reconnects = 0
-        """How often the server was reached again."""
+        """Number of times that the server was reached again."""
         self._dial = dial
         self._options = options
         self._random = random
@@ -71,9 +72,9 @@ class Link:
         self._on_done = on_done
         self._on_up = on_up
         self._agreed: Agreement | None = None
-        self._failure: Exception | None = None  # for good
+        self._failure: Exception | None = None  # once the device has failed for good
         self._changed = trio.lowlevel.ParkingLot()
-        # Shielded, so that whoever is cancelled can still say goodbye; `close` ends it.
+        # Shielded, so that a cancelled owner can still send DISC; `close` ends it.
         self._scope = trio.CancelScope(shield=True)
         self._nursery: trio.Nursery | None = None
         self._closing = False
@@ -82,7 +83,7 @@ class Link:
     async def run(
         self, first: Dialed, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Work until `close`, which must be called, beginning with a connection; never raises."""
+        """Keep connections from `first` on until `close`, which must be called; never raises."""
         try:
             with self._scope:
                 async with trio.open_nursery() as self._nursery:
@@ -95,10 +96,10 @@ class Link:
             self._ended.set()
 
     async def connection(self) -> Connection:
-        """Return the connection with the least to do; waits while the server is away.
+        """Return the connection with the fewest requests; waits while the server is away.
 
         Raises:
-            DeviceError: it stayed away too long, or came back as another.
+            DeviceError: the server stayed away too long, or its export became less.
             ClosedError: the link was closed.
         """
         while not self.connections:
@@ -110,7 +111,7 @@ class Link:
         return min(self.connections, key=lambda one: len(one.pending))
 
     async def close(self) -> None:
-        """Finish what is in flight and say goodbye, within `close_s`. Closing twice is harmless."""
+        """Finish requests in flight and send DISC, within `close_s`. Closing twice is harmless."""
         if not self._closing:
             self._closing = True
             self._failure = self._failure or ClosedError("device is closed")
@@ -140,7 +141,7 @@ class Link:
         self._changed.unpark_all()
 
     def _begin(self, first: Dialed) -> None:
-        """Take the first connection to a server, and open more to it if that is of use."""
+        """Use the first connection to a server, and open more if its connections share a cache."""
         assert self._nursery is not None
         self._agreed = first.agreement
         self._add(first)
@@ -164,8 +165,8 @@ class Link:
         self._nursery.start_soon(connection.run)
 
     async def _add_more(self, first: Connection, count: int) -> None:
-        """Open more connections, as long as the first of them lives. They are a gain, not a must:
-        some servers let nobody else in.
+        """Open more connections, as long as the first one lives. A failure is no error: some
+        servers accept one client only.
         """
         for _ in range(count):
             try:
@@ -186,9 +187,9 @@ class Link:
             self._changed.unpark_all()
 
     def _lose(self, connection: Connection) -> None:
-        """One connection failed: end all, and see to new ones."""
+        """End all connections, as one failed, and start to reconnect."""
         if connection not in self.connections:
-            return  # it was ended here
+            return  # this link ended it
         assert connection.failure is not None
         assert self._nursery is not None
         reason = connection.failure
@@ -255,7 +256,7 @@ def _same(one: Agreement, other: Agreement) -> bool:
 
 
 def _worse(before: Agreement, after: Agreement) -> str:
-    """Say how an export became less than it was; nothing if it did not."""
+    """Return in which way an export became less than it was, empty if in none."""
     old, new = before.export, after.export
     missing = old.flags & ~new.flags & _ABILITIES
     if new.size_bytes < old.size_bytes:

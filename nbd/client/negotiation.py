@@ -1,8 +1,8 @@
-"""What a client asks for while negotiating, and what it makes of the answers. No I/O of its own.
+"""Decisions of a client in negotiation: options to send, checks of the answers. No I/O of its own.
 
-Extended headers first, structured replies where those are unknown, simple replies where even
-those are; GO, or EXPORT_NAME where GO is unknown. What a server says is checked here once, so
-that the rest can rely on it.
+The client asks for extended headers, then for structured replies if the server has no extended
+headers, and uses simple replies if it has neither; it enters by GO, or by EXPORT_NAME where GO is
+unknown. All that a server says is checked here once, so that other modules can rely on it.
 """
 
 import struct
@@ -16,11 +16,11 @@ from nbd.constants import STRING_BYTES_MAX, ExportFlag, Info, Option, OptionRepl
 from nbd.errors import ProtocolError, RefusedError, TlsError, UnknownExportError
 
 SIZE_BYTES_MAX = (1 << 63) - 1
-"""File offsets end there, and so does what anybody can serve."""
+"""Largest export: file offsets end there."""
 BLOCK_BYTES_MAX = 64 << 10
 """Largest minimum block that a server may demand ("Size constraints")."""
 PAYLOAD_BYTES_DEFAULT = 32 << 20
-"""What every server is expected to take that names no limit."""
+"""Longest payload that a server without a stated limit is expected to take."""
 CONTEXTS_MAX = 256
 """Contexts that a server may select; it has a few."""
 LISTED_CONTEXTS_MAX = 16 << 10
@@ -41,10 +41,10 @@ class Mode(Enum):
 
 @dataclass(frozen=True, slots=True)
 class RemoteExport:
-    """What a server says about an export, checked.
+    """A server's description of an export, checked.
 
     `block_bytes`: the grain of requests. `payload_bytes_max`: the longest READ or WRITE.
-    `contexts`: metadata contexts it offers; known only where they were asked for.
+    `contexts`: the metadata contexts on offer; known only where they were asked for.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Agreement:
 
 
 class Talk(Protocol):
-    """A negotiation under way, greeted, with TLS around it where that was asked for."""
+    """A negotiation after the greeting, within TLS where that was asked for."""
 
     fixed: bool
     """Whether the server knows options besides EXPORT_NAME."""
@@ -82,13 +82,13 @@ class Talk(Protocol):
 async def enter(
     talk: Talk, name: str, *, extended: bool, contexts: Sequence[str] = ()
 ) -> Agreement:
-    """Begin to use an export.
+    """Negotiate the form of replies and enter an export.
 
     Raises:
         UnknownExportError: there is no such export.
         TlsError: the server demands TLS for it.
-        RefusedError: the server does not let us have it.
-        ProtocolError: the server says what cannot be.
+        RefusedError: the server refuses it.
+        ProtocolError: an answer of the server is malformed or impossible.
     """
     if not talk.fixed:
         return await _enter_by_name(talk, name, Mode.SIMPLE, {})
@@ -104,7 +104,7 @@ async def enter(
 
 
 async def agree_on_mode(talk: Talk, *, extended: bool) -> Mode:
-    """Ask for the newest form of headers that both sides know."""
+    """Agree on the newest form of headers and replies that both sides know."""
     wanted = [(Option.EXTENDED_HEADERS, Mode.EXTENDED)] if extended else []
     for option, mode in [*wanted, (Option.STRUCTURED_REPLY, Mode.STRUCTURED)]:
         answer = await talk.ask(option)
@@ -132,7 +132,7 @@ async def inspect(talk: Talk, name: str, *, contexts: bool) -> RemoteExport | No
     """Ask about an export without entering it; None if the server cannot tell. Raises as `enter`.
 
     Args:
-        contexts: ask also which contexts it has; needs structured replies.
+        contexts: also ask for its metadata contexts; needs structured replies.
     """
     answer = await talk.ask(Option.INFO, _info_request(name))
     if answer.final == OptionReply.ERR_UNSUP:
@@ -147,7 +147,7 @@ async def inspect(talk: Talk, name: str, *, contexts: bool) -> RemoteExport | No
 
 
 def check(answer: Answer, name: str) -> None:
-    """Raise what the refusal of an option about an export means."""
+    """Raise the error for a refused option; `name` is the export in question."""
     if answer.accepted:
         return
     if answer.final == OptionReply.ERR_UNKNOWN:
@@ -158,7 +158,7 @@ def check(answer: Answer, name: str) -> None:
 
 
 def decode_export(name: str, answer: Answer, contexts: tuple[str, ...] = ()) -> RemoteExport:
-    """Return what INFO or GO said. Raises ProtocolError."""
+    """Decode the answer to INFO or GO. Raises ProtocolError."""
     size_and_flags: tuple[int, ...] = ()
     sizes: tuple[int, ...] = (1, 4096, PAYLOAD_BYTES_DEFAULT)
     texts = {Info.NAME: name, Info.DESCRIPTION: ""}
@@ -216,7 +216,7 @@ def _checked(
 
 
 async def _select(talk: Talk, name: str, contexts: Sequence[str]) -> dict[int, str]:
-    """Return the contexts that the server selected, by number; none if it has none."""
+    """Return the contexts that the server selected, by number; none if it refuses."""
     answer = await talk.ask(Option.SET_META_CONTEXT, _context_request(name, contexts))
     return _decode_contexts(answer, unique=True) if answer.accepted else {}
 

@@ -1,4 +1,4 @@
-"""Opening a remote export: composition only."""
+"""Opens a remote export: composition of the client's parts only."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -28,12 +28,12 @@ async def open_nbd(
         random: spreads out attempts to reconnect; the system's by default.
 
     Raises:
-        UriError: it is no NBD URI.
+        UriError: the text is no usable NBD URI.
         UnreachableError: no server there, or it does not answer. It is tried once.
-        TlsError: TLS was asked for or demanded, and does not come about.
+        TlsError: TLS was asked for or demanded, and cannot be set up.
         UnknownExportError: the server has no such export.
-        RefusedError: the server does not let us have it.
-        ProtocolError: the server does not speak NBD as it should.
+        RefusedError: the server refuses the export.
+        ProtocolError: the server breaks the protocol.
         ReadOnlyError, UnsupportedError: the export cannot be written to, or not safely.
     """
     dialer = Dialer(parse_uri(uri) if isinstance(uri, str) else uri, options)
@@ -45,7 +45,7 @@ async def open_nbd(
 async def open_dialed(
     dial: Callable[[], Awaitable[Dialed]], options: ClientOptions, random: Random
 ) -> AsyncIterator[NbdDevice]:
-    """As `open_nbd`, by any way of connecting."""
+    """Open a remote export as `open_nbd` does, over connections made by `dial`."""
     first = await dial()
     try:
         ledger = Ledger()
@@ -69,7 +69,7 @@ async def open_dialed(
         except Exception as error:  # raised again below, outside of the nursery's group
             failure = error
         finally:
-            # Shielded, so that a cancelled owner says goodbye too; it is over in `close_s`.
+            # Shielded, so that a cancelled owner sends DISC too; takes `close_s` at most.
             with trio.CancelScope(shield=True):
                 await device.close()
     if failure is not None:

@@ -1,4 +1,4 @@
-"""One request on its way to a server and back: what was asked, and what came of it. No I/O."""
+"""One request to a server and its outcome. No I/O."""
 
 from bisect import bisect_right
 
@@ -9,22 +9,22 @@ from nbd.constants import Command, CommandFlag
 from nbd.errors import ProtocolError
 
 FRAGMENTS_MAX = 16 << 10
-"""Separate pieces of one READ that may be there at a time: servers send them in order, or a
-few at once. Each costs some hundred bytes."""
+"""Most separate pieces of one READ that may have arrived at a time: servers send them in order, or
+a few at once. Each costs some hundred bytes."""
 
 _CHANGING = frozenset((Command.WRITE, Command.WRITE_ZEROES, Command.TRIM))
 _NOTHING = memoryview(b"")
 
 
 class Coverage:
-    """Which parts of a range have come: sorted, apart from each other."""
+    """The parts of a range that have arrived, sorted and disjoint."""
 
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._ends: list[int] = []
 
     def add(self, start: int, end: int) -> None:
-        """Note a part. Raises ProtocolError if some of it is there."""
+        """Note a part. Raises ProtocolError if it overlaps another, or there are too many."""
         starts, ends = self._starts, self._ends
         at = bisect_right(starts, start)
         if (at and ends[at - 1] > start) or (at < len(starts) and starts[at] < end):
@@ -45,12 +45,12 @@ class Coverage:
             ends.insert(at, end)
 
     def is_all_of(self, start: int, end: int) -> bool:
-        """Whether the whole range is there."""
+        """Whether the whole range has arrived."""
         return self._starts == [start] and self._ends == [end]
 
 
 class Operation:
-    """A request of one command; who sent it awaits `wait`.
+    """A request of one command; its sender awaits `wait`.
 
     When `done`, exactly one of these holds: `lost` says why its connection ended first; `error`
     is the server's error number and `message` its text; or it succeeded, with `data` of a READ
@@ -78,9 +78,9 @@ class Operation:
         self.length = length
         self.payload = payload
         self.into = into
-        """Where the data of a READ goes; a place of its own if None."""
+        """Buffer for the data of a READ; a new one if None."""
         self.task: trio.lowlevel.Task | None = None
-        """Who waits for the outcome."""
+        """The task that waits for the outcome."""
         self.reset()
 
     def reset(self) -> None:
@@ -98,20 +98,20 @@ class Operation:
 
     @property
     def changes(self) -> bool:
-        """Whether it changes content."""
+        """Whether the request changes content."""
         return self.kind in _CHANGING
 
     @property
     def durable(self) -> bool:
-        """Whether its success says that it is durable."""
+        """Whether success means that the change is durable (FUA)."""
         return bool(self.flags & CommandFlag.FUA)
 
     def cost_bytes(self) -> int:
-        """How much memory it holds while in flight."""
+        """Return the bytes of memory that the request holds while in flight."""
         return self.length if self.kind in (Command.READ, Command.WRITE) else 0
 
     async def wait(self) -> None:
-        """Wait until it is done. When cancelled it goes on; see `Connection.abandon`."""
+        """Wait until the request is done. When cancelled, it goes on: see `Connection.abandon`."""
         if not self.done:
             self.task = trio.lowlevel.current_task()
 
@@ -122,7 +122,7 @@ class Operation:
             await trio.lowlevel.wait_task_rescheduled(stop_waiting)
 
     def finish(self) -> None:
-        """Say that it is done, and wake who waits."""
+        """Mark the request as done, and wake its waiting task."""
         self.done = True
         if self.task is not None:
             task, self.task = self.task, None
@@ -135,8 +135,8 @@ class Operation:
         )
 
     def lose(self, reason: Exception) -> None:
-        """Note that its connection ended, or is of no more use; a part of a reply counts for
-        nothing then, be it an error.
+        """Note that its connection failed; the part of a reply that arrived no longer counts, nor
+        does an error in it.
         """
         self.lost = reason
         self.error = 0
@@ -151,7 +151,7 @@ class Operation:
             self.message = message
 
     def take(self, at: int, length: int) -> None:
-        """Note that a part of a READ comes. Raises ProtocolError if it cannot be one."""
+        """Note that a part of a READ arrives. Raises ProtocolError if it is outside or overlaps."""
         if at < self.offset or at + length > self.offset + self.length:
             raise ProtocolError(f"chunk is outside its request: offset={at} bytes={length}")
         if length == self.length and self._coverage is None and not self._whole:
@@ -164,7 +164,7 @@ class Operation:
         self._coverage.add(at, at + length)
 
     def room(self, at: int, length: int) -> memoryview:
-        """Return where a part of a READ goes, which `take` accepted."""
+        """Return the buffer for a part of a READ that `take` accepted."""
         if self.data is None:
             # As long as we asked for, whatever the reply claims; untouched memory costs nothing.
             self.data = self.into or np.empty(self.length, np.uint8).data
@@ -173,7 +173,7 @@ class Operation:
         return self.data[start : start + length]
 
     def is_whole(self) -> bool:
-        """Whether all of a READ is there."""
+        """Whether all of a READ has arrived."""
         return self._whole or (
             self._coverage is not None
             and self._coverage.is_all_of(self.offset, self.offset + self.length)

@@ -1,4 +1,4 @@
-"""What a client may be told, and every bound of it, with why that number."""
+"""Options and limits of the NBD client, each with the reason for its default."""
 
 from dataclasses import dataclass
 
@@ -9,18 +9,18 @@ from nbd.constants import BASE_ALLOCATION
 class ClientOptions:
     """How to use a remote export; the defaults suit a member of a pool on a local network.
 
-    `read_only`: refuse writes here, whatever the server would take.
+    `read_only`: refuse writes in the client, even if the server would take them.
     `connections`: opened when the server says that they share one cache. Four keep servers
         busy that work on one request of a connection at a time; more brings nothing here.
-    `trust_unflushable`: open for writing what knows neither FLUSH nor FUA. Nobody can then
-        say when data is durable: only for servers that write through, or for scratch data.
+    `trust_unflushable`: open for writing even if the server knows neither FLUSH nor FUA. No
+        data is then known to be durable: only for servers that write through, or scratch data.
     `contexts`: metadata contexts to select, where the server has them.
     `extended`: try extended headers, with 64-bit lengths, first.
     `connect_s`: from the first packet to the end of negotiation; a human's patience.
     `request_s`: how long a request may take. Less than what guests wait for (Linux: 30 s for
         a SCSI command, but several times), more than a busy disk needs for a flush.
     `reconnect_s`: how long requests wait for a server that went away; a restart, a failover.
-        Then the device has failed for good. 0 fails at the first loss.
+        After that the device has failed for good. 0 fails at the first loss.
     `backoff_s`, `backoff_max_s`: the pause before trying again, doubled each time, and its end;
         each is shortened by up to a half by chance, so that clients of one server spread out.
     `close_s`: how long closing waits for requests in flight and for the server's goodbye.
@@ -29,7 +29,7 @@ class ClientOptions:
     `bytes_in_flight_max`: data of requests in flight on all connections; room for two of the
         longest, and the bound of memory that a client costs.
     `payload_bytes_max`: longest READ or WRITE, if the server takes so much: larger ones make
-        others wait, and win nothing.
+        other requests wait, and gain nothing.
     """
 
     read_only: bool = False

@@ -21,8 +21,8 @@ sizes in bytes; payloads of chunks:
          4     4  number of extents
          8    16  u64 length, u64 state; and so on
 
-Nothing that a reply claims is believed: not its cookie, not its lengths, not that it
-is complete. Whatever does not fit raises ProtocolError, and the connection is of no more use.
+The parser checks every claim of a reply: its cookie, its lengths, and that it is complete.
+A wrong reply raises ProtocolError, and the connection cannot be used any more.
 """
 
 import struct
@@ -43,10 +43,10 @@ from nbd.constants import (
 from nbd.errors import ProtocolError
 
 RECEIVE_BYTES = 64 << 10
-"""What one `recv` takes besides data that goes to its place at once. More would mean fewer calls
-for small replies, but more bytes of large ones that have to be copied."""
+"""Size of the buffer for all but large data, which goes straight to its place. A larger one would
+mean fewer calls for small replies, but more bytes of large ones that have to be copied."""
 STATUS_EXTENTS_MAX = 1 << 20
-"""Extents of one reply that servers are told not to exceed."""
+"""Most extents of one reply, by the protocol."""
 
 _NO_CONTEXTS: Mapping[int, str] = {}
 _SIMPLE = struct.Struct(">IIQ")
@@ -61,7 +61,7 @@ _READ = int(Command.READ)
 _STATUS = int(Command.BLOCK_STATUS)
 _DATA = int(Chunk.OFFSET_DATA)
 _IS_ERROR = 1 << 15
-_ERROR_BYTES_MAX = _ERROR.size + STRING_BYTES_MAX + 256  # errors to come may tell more
+_ERROR_BYTES_MAX = _ERROR.size + STRING_BYTES_MAX + 256  # newer errors may have more fields
 assert _SIMPLE.size == 16
 assert _STRUCTURED.size == 20
 assert _EXTENDED.size == 32
@@ -80,7 +80,7 @@ class ReplyParser:
     Args:
         mode: the form of replies.
         pending: requests in flight, by cookie; those that finish are taken out.
-        contexts: those that a BLOCK_STATUS must tell of, by number.
+        contexts: the contexts that the reply to a BLOCK_STATUS must cover, by number.
     """
 
     def __init__(
@@ -96,8 +96,8 @@ class ReplyParser:
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._start = 0
         self._end = 0
-        self._sink = memoryview(b"")  # what is still to come of data, where it goes
-        self._sink_of: tuple[Operation, bool] | None = None  # and whether it is the last chunk
+        self._sink = memoryview(b"")  # the unfilled rest of the buffer of large data
+        self._sink_of: tuple[Operation, bool] | None = None  # its request; whether the last chunk
         self._long: bytearray | None = None  # a payload that does not fit the buffer
 
     def room(self) -> memoryview:
@@ -113,21 +113,21 @@ class ReplyParser:
         return self._buffer[self._end :]
 
     def received(self, count: int) -> None:
-        """Say that `count` bytes arrived in `room`."""
+        """Note that `count` bytes arrived in `room`."""
         if self._sink_of is not None:
             self._sink = self._sink[count:]
         else:
             self._end += count
 
     def is_between_replies(self) -> bool:
-        """Whether nothing of a reply has come yet that is not whole."""
+        """Whether no part of an incomplete reply has arrived."""
         return self._sink_of is None and self._long is None and self._start == self._end
 
     def finished(self) -> Iterator[Operation]:
         """Yield requests that are answered, until more must be received.
 
         Raises:
-            ProtocolError: the replies cannot be right.
+            ProtocolError: a reply breaks the protocol.
         """
         while True:
             if self._sink_of is not None:
@@ -213,7 +213,7 @@ class ReplyParser:
         return operation, last
 
     def _payload(self, header_bytes: int, length: int) -> bytes | bytearray | None:
-        """Return the payload behind the header once it is whole, and go past it."""
+        """Return the payload behind the header and go past it; None until it is whole."""
         first = self._start + header_bytes
         if self._long is None:
             if header_bytes + length <= RECEIVE_BYTES:
@@ -222,7 +222,7 @@ class ReplyParser:
                 self._start = first + length
                 return bytes(self._buffer[first : self._start])
             self._long = bytearray()
-        # It grows as bytes arrive, whatever its header claims. The header stays in the buffer.
+        # `_long` grows as bytes arrive, not by the header's claim. The header stays in the buffer.
         more = self._buffer[first : min(self._end, first + length - len(self._long))]
         self._long += more
         left = self._end - first - len(more)
@@ -237,11 +237,11 @@ class ReplyParser:
     def _data(
         self, operation: Operation, at: int, length: int, *, last: bool
     ) -> tuple[Operation, bool] | None:
-        """Put data that begins at `_start` where it belongs."""
+        """Copy the data that begins at `_start` to its place; the rest goes there directly."""
         operation.take(at, length)
         arrived = min(length, self._end - self._start)
         first, self._start = self._start, self._start + arrived
-        if arrived == operation.length and operation.into is None:  # the shortest way, and usual
+        if arrived == operation.length and operation.into is None:  # usual, and quickest
             operation.data = bytes(self._buffer[first : self._start])
             return operation, last
         room = operation.room(at, length)
@@ -296,7 +296,7 @@ class ReplyParser:
             if total >= operation.length:
                 raise ProtocolError("block status goes on behind its request")
             total += length
-            if len(runs) < EXTENTS_MAX:  # nobody asks for more at once
+            if len(runs) < EXTENTS_MAX:  # callers take no more at once
                 runs.append((length, state))
         operation.runs[context] = runs
 

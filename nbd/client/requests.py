@@ -1,12 +1,12 @@
-"""Sending the requests of one device, and waiting for them.
+"""Sends the requests of one device and waits for them.
 
 A request whose connection ended is sent again, unless that could hide a loss: a read always, a
-change or a flush only while nothing is lost. Who asked for a change still waits then, so nothing
-newer can have touched its range.
+change or a flush only while no write is lost. The caller of a change still waits then, so no
+newer write can have touched its range.
 
-Cancellation: a request that was not sent yet is taken back. One that was goes on; its answer is
-dropped when it comes, and until then overlapping requests wait, so that a cancelled write
-never lands on a newer one. The buffer is free at once.
+Cancellation: a request that was not sent yet is taken back. A sent request goes on, and its
+answer is dropped when it comes; until then requests that overlap a change wait, so that a
+cancelled write never lands on a newer one. The caller may reuse its buffer at once.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,9 +29,9 @@ from nbd.constants import Command, WireError
 from nbd.errors import ProtocolError
 
 ATTEMPTS_MAX = 3
-"""How often a request is sent; one that ends three connections is likely the reason."""
+"""Times that a request is sent; a request that ends three connections is likely the reason."""
 GROUP_MAX = 64
-"""Pieces of one request in flight at once; more only wait, and cost memory."""
+"""Pieces of one request in flight at once; more would only wait, and cost memory."""
 
 _ERRORS: dict[int, type[DeviceError]] = {
     WireError.EPERM: ReadOnlyError,
@@ -51,30 +51,30 @@ class Requests:
         self._window = Window(options.requests_max, options.bytes_in_flight_max)
         self._link: Link | None = None
         self._abandoned: set[Operation] = set()
-        """Changes in flight that nobody waits for."""
+        """Cancelled changes that are still in flight."""
         self._settled = trio.lowlevel.ParkingLot()
 
     def attach(self, link: Link) -> None:
-        """Use these connections."""
+        """Set the link whose connections carry the requests."""
         self._link = link
 
     @property
     def connections(self) -> int:
-        """How many connections there are now."""
+        """Number of connections now."""
         return len(self._link.connections) if self._link is not None else 0
 
     @property
     def reconnects(self) -> int:
-        """How often the server was reached again."""
+        """Number of times that the server was reached again."""
         return self._link.reconnects if self._link is not None else 0
 
     def connections_changed(self) -> None:
-        """Take note that there are more or fewer connections."""
+        """Adapt the window to the number of connections."""
         assert self._link is not None
         self._window.widen(self._requests_max * max(len(self._link.connections), 1))
 
     def ended(self, operation: Operation) -> None:
-        """Take note that a request is over, also one that nobody waits for."""
+        """Note that a request has ended, even a cancelled one."""
         self._window.release(operation.cost_bytes())
         answered = not operation.lost and not operation.error
         if answered and operation.changes and not operation.durable:
@@ -84,7 +84,7 @@ class Requests:
             self._settled.unpark_all()
 
     async def close(self) -> None:
-        """Finish what is in flight and say goodbye, in bounded time."""
+        """Finish requests in flight and send DISC, in bounded time."""
         if self._link is not None:
             await self._link.close()
 
@@ -92,8 +92,8 @@ class Requests:
         """Send requests and wait for all of them.
 
         Raises:
-            CacheLostError: a change or flush was in flight when something was lost.
-            DeviceError: the server failed one, broke the protocol, or did not come back.
+            CacheLostError: a change or flush was in flight when a write was lost.
+            DeviceError: the server failed a request, broke the protocol, or did not come back.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         left = operations
@@ -152,7 +152,7 @@ class Requests:
 
 
 def _explained(operation: Operation) -> DeviceError:
-    """Return what an error of the server means."""
+    """Return the exception for a request that the server answered with an error."""
     error = operation.error
     name = WireError(error).name if error in set(WireError) else f"error {error}"
     text = f"server says {name}: command={Command(operation.kind).name}"
@@ -163,7 +163,7 @@ def _explained(operation: Operation) -> DeviceError:
 
 
 def in_groups(pieces: Iterable[Operation]) -> Iterator[list[Operation]]:
-    """Yield lists of at most GROUP_MAX."""
+    """Yield the pieces in lists of at most GROUP_MAX."""
     group: list[Operation] = []
     for piece in pieces:
         group.append(piece)

@@ -1,4 +1,4 @@
-"""What may be in flight: a number of requests and their bytes, handed out in order."""
+"""Bounds the requests in flight, by number and by bytes, and admits them in order."""
 
 from collections import deque
 
@@ -6,7 +6,7 @@ import trio
 
 
 class Window:
-    """Room for `count_max` requests of `bytes_max` together; a longer one goes alone."""
+    """Room for `count_max` requests of `bytes_max` together; a longer request goes alone."""
 
     def __init__(self, count_max: int, bytes_max: int) -> None:
         self.count_max = count_max
@@ -16,7 +16,7 @@ class Window:
         self._waiting: deque[tuple[int, trio.lowlevel.Task]] = deque()
 
     async def acquire(self, size: int) -> None:
-        """Take room; does not suspend while there is some. When cancelled, nothing is taken."""
+        """Take room for a request; does not suspend if there is some. When cancelled, takes none."""
         if not self._waiting and self._fits(size):
             self._take(size)
             return
@@ -25,19 +25,19 @@ class Window:
 
         def leave(_: object) -> trio.lowlevel.Abort:
             self._waiting.remove(place)
-            self._admit()  # a smaller one behind may fit
+            self._admit()  # a smaller request behind may fit
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(leave)
 
     def release(self, size: int) -> None:
-        """Give room back."""
+        """Give the room of a request back."""
         self._count -= 1
         self._bytes -= size
         self._admit()
 
     def widen(self, count_max: int) -> None:
-        """Change how many requests may be in flight; those that are stay."""
+        """Change how many requests may be in flight; requests in flight stay."""
         self.count_max = count_max
         self._admit()
 

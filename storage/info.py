@@ -10,7 +10,7 @@ class MemberState(StrEnum):
 
     IN_SYNC = "in sync"
     STALE = "stale"
-    """It missed commits: it holds only what was durable before it failed."""
+    """The member missed commits: it holds only what was durable before it failed."""
     MISSING = "missing"
     """Stale and not attached."""
 
@@ -101,8 +101,8 @@ class VolumeInfo:
     limits: dict[str, float] = field(default_factory=dict)
     """`requests_per_s`, `bytes_per_s` and `burst_s`, as far as they are set."""
     receiving: ReceivingInfo | None = None
-    """Set while it is not a volume yet but a snapshot that is being received, or whose receive was
-    interrupted."""
+    """Set while a snapshot is being received into the volume, or after that was interrupted; it is
+    no ordinary volume yet."""
     space: dict[str, int] = field(default_factory=dict)
     """`reserve_bytes` and `cap_bytes`, as far as they are set."""
     flattening: Flattening | None = None
@@ -186,8 +186,8 @@ class VolumeSpace:
     """The space of a volume with its snapshots, or of one snapshot, as of `commit`. Unique and
     shared bytes add up to the stored bytes.
 
-    Unique bytes of a volume are those that deleting it with its snapshots gives back. Unique bytes
-    of a snapshot are those that no other snapshot and no head reaches.
+    Deleting a volume with its snapshots gives back its unique bytes. The unique bytes of a snapshot
+    are reached by no other snapshot and no head.
     """
 
     name: str

@@ -17,20 +17,20 @@ class LayerRecord:
     parent: int = 0
     dying: bool = False
     names: int = 0
-    """The number of heads and snapshots that it is; counted, not stored, as `children` is."""
+    """The number of heads and snapshots with this layer; counted, not stored, as `children` is."""
     children: int = 0
-    """The number of layers whose parent it is."""
+    """The number of child layers."""
     copied: bool = False
-    """It got copies of what it inherited: entries of descendants may name either place."""
+    """The layer got copies of what it inherited: entries of descendants may name either place."""
 
     @property
     def unused(self) -> bool:
-        """Whether it has to die: no name and no child needs it."""
+        """Whether the layer has to die: it has no name and no child."""
         return not (self.names or self.children or self.dying)
 
     @property
     def merges(self) -> bool:
-        """Whether it has to be merged into its only child."""
+        """Whether the layer has to be merged into its only child."""
         return self.children == 1 and not self.names
 
 
@@ -132,7 +132,7 @@ class Arrival:
     base: UUID
     """Identity of the snapshot that the stream is the difference to, or `UNKNOWN`."""
     size_bytes: int
-    """Of the snapshot; until it is complete, the volume is as large as the base if larger."""
+    """The snapshot's size; until it is complete, the volume is as large as the base if larger."""
     position: int = 0
     """Everything before this offset, in bytes, has arrived."""
 
@@ -162,6 +162,6 @@ class VolumeRecord:
     snapshots: dict[str, SnapshotRecord] = field(default_factory=dict)
     notes: Notes = field(default_factory=Notes)
     arrival: Arrival | None = None
-    """Set while a snapshot is received into it; it is no ordinary volume then."""
+    """Set while a snapshot is received into the volume, which is no ordinary one then."""
     flattening: bool = False
-    """Whether it gets copies of all that it inherits from other volumes, in the background."""
+    """Whether the volume gets copies of all that it inherits from others, in the background."""

@@ -1,6 +1,6 @@
 """Online growth: adds a member, or uses the new space of a member that has become larger.
 
-The steps of adding a member, and what a power cut leaves after each:
+The steps of adding a member, and the state that a power cut leaves after each:
 
     its old superblocks are erased           a blank device
     its own superblock says: to be added     a device that opening leaves aside
@@ -60,7 +60,7 @@ class Growth:
     async def add(self, offered: MemberDevice) -> UUID:
         """Make a device a member; all that it held is lost. Returns the member's UUID.
 
-        The device stays open: it belongs to the caller. Cancellation leaves it a member or not.
+        The device stays open: it belongs to the caller. If cancelled, it is a member or not.
 
         Raises:
             InvalidArgumentError: the host label, the device or the number of members is unfit.

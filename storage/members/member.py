@@ -72,7 +72,7 @@ class Member:
         """The last superblock that was certainly written to the member."""
         self.losses = 0
         self.file_system_full = False
-        """Whether reserving a slot failed for lack of space, and none came free since."""
+        """Whether reserving a slot failed for lack of space, and no space came free since."""
         self.read_errors = 0
         self.checksum_errors = 0
         self.repaired = 0

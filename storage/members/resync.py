@@ -1,7 +1,7 @@
 """Resynchronization: brings stale members up to date, and restores missing copies of segments.
 
 A member that failed is stale from its last good commit on. When it is attached again, only
-the segments that it missed are copied: those placed on it and written after that commit (R5).
+the segments that it missed are copied: placed on it, and written after that commit (R5).
 Segments that were written without it have fewer copies than the policy wants; each gets another
 copy in the background, whole, one after the other.
 """
@@ -30,7 +30,7 @@ class Resync:
     table: SegmentTable
     roster: Roster
     losses: dict[int, int] = field(default_factory=dict)
-    """`Member.losses` by index from before the log was replayed; kept up to date."""
+    """`Member.losses` by member index, from before the log was replayed; kept up to date."""
 
     async def bring_back(self) -> None:
         """Bring attached stale members up to date; a member that fails stays stale.

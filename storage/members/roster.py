@@ -19,8 +19,8 @@ from storage.members.member import Member, read_superblock
 log = logging.getLogger("cenote.storage")
 
 ATTEMPTS_MAX = 3
-"""Writes of a superblock that all members fail before the pool stops; a transient error does not
-stop it."""
+"""The pool stops when so many writes of a superblock failed on all members; a transient error does
+not stop it."""
 
 
 def _unchanged(sb: Superblock) -> Superblock:

@@ -75,7 +75,7 @@ class MemberFailedError(DeviceError):
 
 
 class Segment:
-    """One segment. `places` lists (member, device offset), those in sync first."""
+    """One segment. `places` lists (member, device offset), members in sync first."""
 
     __slots__ = (
         "announced_in",

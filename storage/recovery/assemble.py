@@ -85,8 +85,8 @@ def _refuse_split(newest: Superblock, newest_name: str, sb: Superblock, name: st
 
     An older superblock belongs to the history of the newest one if one of these holds:
 
-    - Some member is in sync according to both. That member has seen both, even if each calls the
-      owner of the other stale.
+    - Some member is in sync according to both. That member has seen both, so the older one is the
+      past, even if each calls the member that carries the other one stale.
     - The same holder wrote both: all that one holder writes is one history.
     - The newest one records that the member may have held the older one when it failed. All
       members that it was in sync with may have failed since.

@@ -67,7 +67,7 @@ class Opened:
     """`Member.losses` by index, from before the replay or when the member came back in sync."""
 
 
-# -- taking it
+# -- taking the pool
 
 
 async def take(newest: Superblock, members: list[Member | None], env: Environment) -> Roster:
@@ -102,7 +102,7 @@ async def take(newest: Superblock, members: list[Member | None], env: Environmen
     return roster
 
 
-# -- what is on disk
+# -- the checkpoint and the log
 
 
 async def load_root(sb: Superblock, table: SegmentTable, segment_io: SegmentIO) -> Root | None:

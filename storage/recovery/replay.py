@@ -34,8 +34,9 @@ TABLE_WINDOW_BYTES = 16 << 10
 Replay skips its payload; reading that made a tail of large commits take twice as long."""
 
 LOOKS_MAX = 16
-"""Looks for data that is being read ahead, before a thread waits for it: a disk takes 0.1 ms, a
-thread 0.6 ms until replay goes on. A look takes 20 us, and other tasks run between two looks."""
+"""How often replay looks for data that is being read ahead, before a thread waits for it: a disk
+takes 0.1 ms, and a thread 0.6 ms until replay goes on. A look takes 20 us, and other tasks run in
+between."""
 
 SCAN_BYTES = 8 << 20
 

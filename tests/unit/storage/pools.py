@@ -1,4 +1,4 @@
-"""Small pools in memory, for tests of the engine."""
+"""Small pools in memory, for tests of storage."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -8,7 +8,7 @@ from storage.pool import Pool
 async def sent(
     pool: Pool, name: str, *, since: str | None = None, resume: str | None = None
 ) -> bytes:
-    """All of a stream."""
+    """Return a whole stream."""
     sending = await pool.transfers.send(name, since=since, resume=resume)
     parts = []
     try:
@@ -30,7 +30,7 @@ async def receive(
     piece: int = 65536,
     finish: bool = True,
 ) -> str:
-    """Feed a stream; without `finish` as if the connection had broken behind it."""
+    """Receive a stream; without `finish`, end as if the connection had broken behind it."""
     receiving = pool.transfers.receive(volume, snapshot, discard=discard)
     try:
         for start in range(0, len(stream), piece):

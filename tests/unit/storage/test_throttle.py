@@ -36,18 +36,18 @@ async def test_a_request_larger_than_the_burst_gets_through(
     assert 19 <= await pass_all(throttle, 3, 10_000) <= 20.1
 
 
-async def test_the_stricter_limit_counts(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_stricter_limit_applies(autojump_clock: trio.testing.MockClock) -> None:
     throttle = Throttle(Limits(requests_per_s=10, bytes_per_s=1 << 30, burst_s=0))
     assert 4.8 <= await pass_all(throttle, 50) <= 5.1
 
 
-async def test_nothing_waits_without_limits(autojump_clock: trio.testing.MockClock) -> None:
+async def test_no_request_waits_without_limits(autojump_clock: trio.testing.MockClock) -> None:
     throttle = Throttle(Limits())
     assert Limits().unlimited
     assert await pass_all(throttle, 1000, 1 << 30) == 0
 
 
-async def test_trying_takes_nothing_when_it_fails(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_try_that_fails_takes_no_share(autojump_clock: trio.testing.MockClock) -> None:
     throttle = Throttle(Limits(requests_per_s=10, burst_s=0))
     assert throttle.try_take(1)
     assert not any(throttle.try_take(1) for _ in range(100))
@@ -55,7 +55,7 @@ async def test_trying_takes_nothing_when_it_fails(autojump_clock: trio.testing.M
     assert throttle.try_take(1)
 
 
-async def test_waiters_go_in_order_and_meet_new_limits(
+async def test_waiting_requests_pass_in_order_and_new_limits_apply_to_them(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     throttle = Throttle(Limits(requests_per_s=1, burst_s=0))

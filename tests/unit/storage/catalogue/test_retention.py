@@ -1,4 +1,4 @@
-"""Which automatic snapshots go: properties of the decision."""
+"""Retention of automatic snapshots: properties of the decision, and examples."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
@@ -21,11 +21,13 @@ def made(times: list[datetime], spared: set[int] = frozenset()) -> list[Automati
 
 
 SNAPSHOTS = st.builds(made, st.lists(TIMES, max_size=60), st.sets(st.integers(0, 60), max_size=5))
-"""In the order in which they were made; the clock may have jumped to and fro meanwhile."""
+"""In the order in which they were made; the clock may have jumped back and forth meanwhile."""
 
 
 @given(SNAPSHOTS, KEEP)
-def test_what_goes(snapshots: list[Automatic], keep: Mapping[str, int]) -> None:
+def test_rules_keep_one_of_each_period_and_no_more(
+    snapshots: list[Automatic], keep: Mapping[str, int]
+) -> None:
     gone = set(expired(snapshots, keep))
     left = [one for one in snapshots if one.name not in gone]
     assert all(one in left for one in snapshots if one.spared)
@@ -39,7 +41,7 @@ def test_what_goes(snapshots: list[Automatic], keep: Mapping[str, int]) -> None:
 
 
 @given(SNAPSHOTS, KEEP, KEEP)
-def test_a_rule_more_never_costs_a_snapshot(
+def test_an_additional_rule_never_deletes_a_snapshot(
     snapshots: list[Automatic], keep: Mapping[str, int], more: Mapping[str, int]
 ) -> None:
     both = {rule: max(keep.get(rule, 0), more.get(rule, 0)) for rule in {*keep, *more}}
@@ -47,10 +49,10 @@ def test_a_rule_more_never_costs_a_snapshot(
 
 
 @given(st.lists(st.integers(1, 30 * 60), min_size=1, max_size=200), KEEP)
-def test_clearing_up_each_time_leaves_what_clearing_up_once_leaves(
+def test_deleting_each_time_leaves_the_same_as_deleting_once(
     minutes: list[int], keep: Mapping[str, int]
 ) -> None:
-    """As long as the clock goes forward, what went early was never missed later."""
+    """While the clock goes forward, no snapshot that was deleted early would be kept later."""
     at, left, everything = START, [], []
     for number, step in enumerate(minutes):
         at += timedelta(minutes=step)
@@ -63,7 +65,7 @@ def test_clearing_up_each_time_leaves_what_clearing_up_once_leaves(
     assert left == [each for each in everything if each.name not in gone]
 
 
-def test_a_year_of_hours() -> None:
+def test_a_year_of_hourly_snapshots() -> None:
     keep = {"hourly": 24, "daily": 7, "weekly": 4, "monthly": 12}
     left: list[Automatic] = []
     for hour in range(365 * 24):
@@ -90,7 +92,7 @@ def test_a_year_of_hours() -> None:
         ({"daily": 1, "last": 2}, ["d", "e"]),
     ],
 )
-def test_examples(keep: Mapping[str, int], left: list[str]) -> None:
+def test_examples_of_rules(keep: Mapping[str, int], left: list[str]) -> None:
     times = {
         "a": datetime(2030, 3, 31, 12, 0, tzinfo=UTC),  # a Sunday
         "b": datetime(2030, 4, 1, 9, 0, tzinfo=UTC),

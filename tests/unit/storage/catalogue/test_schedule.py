@@ -1,4 +1,4 @@
-"""Schedules: which volumes, when, names, and where they are kept."""
+"""Schedules: due times, matching volumes, names of snapshots, and storage in the pool."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,9 @@ EVERY = st.sampled_from([60, 900, 3600, 7 * 3600, 86400, 7 * 86400]) | st.intege
 
 
 @given(EVERY, TIMES, TIMES, st.floats(0, 1))
-def test_when_one_is_due(every_s: int, now: datetime, last: datetime, part: float) -> None:
+def test_snapshots_are_due_at_round_times(
+    every_s: int, now: datetime, last: datetime, part: float
+) -> None:
     schedule = replace(HOURLY, every_s=every_s)
     every = timedelta(seconds=every_s)
     assert schedule.round_time(now) <= now < schedule.round_time(now) + every
@@ -36,11 +38,11 @@ def test_when_one_is_due(every_s: int, now: datetime, last: datetime, part: floa
     assert schedule.is_due(due, last, 0)
     if due > now:
         assert not schedule.is_due(due - timedelta(microseconds=1), last, 0)
-    # What was missed is made up for once: with one made now, none is due before the next time.
+    # One snapshot makes up for all missed ones: after it none is due before the next round time.
     assert schedule.next_time(now, now) == schedule.round_time(now) + every
 
 
-def test_round_times_are_those_that_people_expect() -> None:
+def test_round_times_are_full_minutes_hours_days_and_mondays() -> None:
     at = datetime(2030, 1, 2, 12, 34, 56, tzinfo=UTC)  # a Wednesday
     for every_s, wanted in (
         (60, at.replace(second=0)),
@@ -52,7 +54,7 @@ def test_round_times_are_those_that_people_expect() -> None:
         assert replace(HOURLY, every_s=every_s).round_time(at) == wanted
 
 
-def test_which_volumes() -> None:
+def test_schedules_match_names_patterns_and_labels() -> None:
     both = Schedule(60, {"last": 1}, ("db-*", "web"), {"tier": "gold"})
     assert both.matches("db-1", {"tier": "gold", "x": "y"})
     assert not both.matches("db-1", {"tier": "silver"})
@@ -68,7 +70,7 @@ def test_which_volumes() -> None:
     st.lists(st.sampled_from(["a", "b*"]), max_size=2).map(tuple),
     st.dictionaries(st.sampled_from("kl"), st.text(min_size=1, max_size=5)),
 )
-def test_they_round_trip(
+def test_schedules_round_trip(
     every_s: int, keep: dict[str, int], volumes: tuple[str, ...], labels: dict[str, str]
 ) -> None:
     schedule = Schedule(every_s, keep, volumes, labels)
@@ -96,12 +98,12 @@ def test_they_round_trip(
         ("s", replace(HOURLY, labels={"a": ""}), "needs a value"),
     ],
 )
-def test_mistakes(name: str, schedule: Schedule, message: str) -> None:
+def test_unacceptable_schedules_are_refused(name: str, schedule: Schedule, message: str) -> None:
     with pytest.raises(InvalidArgumentError, match=message):
         check_schedule(name, schedule)
 
 
-def test_names() -> None:
+def test_names_of_snapshots_do_not_repeat() -> None:
     assert snapshot_name(NOON, ()) == "auto-2030-01-02T1200Z"
     taken = {"auto-2030-01-02T1200Z", "auto-2030-01-02T1200Z-2"}
     assert snapshot_name(NOON, taken) == "auto-2030-01-02T1200Z-3"
@@ -140,7 +142,7 @@ def made_by(pool: Pool) -> dict[str, str]:
     return {f"{one.volume}@{one.name}": one.schedule for one in pool.management.snapshots()}
 
 
-async def test_automatic_snapshots_say_so_until_they_are_renamed(
+async def test_automatic_snapshots_name_their_schedule_until_renamed(
     members: list[MemberDevice],
 ) -> None:
     async with opened(members) as pool:

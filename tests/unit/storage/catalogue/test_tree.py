@@ -8,7 +8,7 @@ BLOCK = 4096
 
 
 def shape(nodes: list[TreeNode]) -> dict[str, str | None]:
-    """What each node is shown under; what has no name goes by its kind."""
+    """Return the parent of each node by its name; layers without a name go by their kind."""
     return {
         (node.kind.value if node.name.startswith("#") else node.name): node.parent for node in nodes
     }
@@ -18,7 +18,7 @@ def clones(pool: Pool) -> dict[str, int]:
     return {f"{one.volume}@{one.name}": one.clones for one in pool.management.snapshots()}
 
 
-async def test_clones_are_below_what_they_were_made_from() -> None:
+async def test_clones_are_shown_under_the_snapshots_they_were_made_from() -> None:
     members = await new_members()
     async with opened(members) as pool:
         await pool.management.create_volume("root", MIB)
@@ -33,7 +33,7 @@ async def test_clones_are_below_what_they_were_made_from() -> None:
             "one": "root@a", "one@x": "one",
             "two": "one@x", "two@y": "two",
         }  # fmt: skip
-        # Also clones that have gone on, in snapshots of their own.
+        # A clone that has snapshots of its own counts, too.
         assert clones(pool) == {
             "root@a": 1, "root@b": 0, "one@x": 1, "two@y": 0,
         }  # fmt: skip
@@ -47,8 +47,8 @@ async def test_clones_are_below_what_they_were_made_from() -> None:
         assert clones(pool) == {"one@a": 0, "one@x": 1, "two@y": 0}
 
 
-async def test_what_waits_is_shown() -> None:
-    """Deleted snapshots that two stand on, are merged, or are given back."""
+async def test_layers_of_deleted_snapshots_are_shown() -> None:
+    """They have two children, or are being merged, or are being given back."""
     members = await new_members(mib=128)
     async with opened(members) as pool:
         await pool.management.create_volume("v", 64 * MIB)
@@ -72,7 +72,7 @@ async def test_what_waits_is_shown() -> None:
         assert shape(pool.management.tree()) == {"c": None}
 
 
-async def test_clones_of_a_volume_as_it_is_are_below_it() -> None:
+async def test_clones_of_a_head_are_shown_under_nameless_layers() -> None:
     members = await new_members()
     async with opened(members) as pool:
         await pool.management.create_volume("v", MIB)

@@ -1,4 +1,4 @@
-"""The bytes on disk: golden values, round trips, and whatever else a disk may hold."""
+"""The bytes on disk: golden values, round trips, and damaged or arbitrary bytes."""
 
 import struct
 from contextlib import suppress
@@ -157,8 +157,8 @@ def test_commit_headers_round_trip() -> None:
     assert commit.decode_header(packed) == a_header(checksum=checksum)
 
 
-def test_a_header_that_claims_an_absurd_size_is_no_header() -> None:
-    """Rule R18: nothing is read, and nothing allocated, that only a length field claims."""
+def test_a_header_that_claims_too_large_a_size_is_no_header() -> None:
+    """Rule R18: a length field alone makes the parser neither read nor allocate."""
     for wrong in ({"total_bytes": commit.COMMIT_BYTES_MAX + 1}, {"table_bytes": 8192}):
         assert commit.decode_header(commit.encode_header(a_header(**wrong))[0]) is None
 
@@ -277,7 +277,7 @@ def test_an_operation_that_does_not_fit_is_damage() -> None:
 
 @given(st.binary(max_size=70000))
 @settings(deadline=None)
-def test_the_codec_gives_back_what_it_got(data: bytes) -> None:
+def test_the_codec_round_trips(data: bytes) -> None:
     kind, stored = codec.pack(data)
     assert codec.expand(kind, stored, len(data)) == data
 

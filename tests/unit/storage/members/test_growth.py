@@ -1,4 +1,4 @@
-"""A pool that grows: what is refused, and what comes of it."""
+"""Growth of a pool: new members, larger members, and devices that are refused."""
 
 import random
 
@@ -24,7 +24,7 @@ from tests.unit.storage.volumes.test_space import assert_adds_up
 
 
 class Elastic(MemoryDevice):
-    """Becomes larger, as a file may."""
+    """A device that becomes larger, as a file may."""
 
     def __init__(self, mib: int, mib_max: int) -> None:
         super().__init__(mib_max * MIB)
@@ -68,7 +68,7 @@ async def test_a_full_pool_takes_writes_again_once_a_member_is_added() -> None:
             pass
 
 
-async def test_a_new_member_gives_segments_their_copies_back() -> None:
+async def test_segments_that_lack_copies_get_them_on_a_new_member() -> None:
     members = await new_members(count=2, copies=2)
     async with opened(members) as pool:
         await pool.management.create_volume("v", 8 * MIB)
@@ -109,7 +109,7 @@ async def test_devices_that_cannot_be_added_are_refused() -> None:
 
 
 async def test_a_device_that_fails_while_it_is_added_is_no_member() -> None:
-    """Goal: the others take it back, and the pool goes on."""
+    """Goal: the superblocks of the others no longer name it, and the pool goes on."""
 
     class Fails(MemoryDevice):
         flushes_left = 0
@@ -171,7 +171,7 @@ async def test_a_larger_member_is_used_on_request() -> None:
             await pool.growth.grow(pool.info().uuid)
 
 
-async def test_every_kind_of_growth_is_seen_by_the_reserve() -> None:
+async def test_the_reserve_grows_with_the_pool() -> None:
     members = await new_members(mib=64)
     async with opened(members) as pool:
         before = pool.space.reserve_segments, pool.info().size_bytes

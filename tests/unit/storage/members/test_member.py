@@ -1,4 +1,4 @@
-"""A member whose device says that it lost what was not flushed: whoever wrote has to hear of it."""
+"""Members whose devices lose unflushed writes: `losses` tells the tasks that wrote them."""
 
 from uuid import UUID
 
@@ -25,10 +25,10 @@ def member(disk: SimulatedDisk) -> Member:
 
 
 @pytest.mark.parametrize("how", ["read", "read_medium", "try_read"])
-async def test_a_read_that_hears_of_a_loss_tells_those_who_wrote(
+async def test_a_read_that_reports_a_lost_cache_counts_it(
     member: Member, disk: SimulatedDisk, how: str
 ) -> None:
-    """Goal: the device says it once, and to whoever asks next (R4)."""
+    """Goal: no loss is missed: the device reports it once, to the next operation (R4)."""
     disk.try_reads = True
 
     async def at_once(offset: int, length: int) -> memoryview | None:
@@ -42,11 +42,11 @@ async def test_a_read_that_hears_of_a_loss_tells_those_who_wrote(
     assert len(memoryview(await member.read(1, 600))) == 600
 
 
-async def test_a_superblock_is_not_written_if_something_was_lost_meanwhile(
+async def test_a_superblock_write_fails_if_another_flush_failed_meanwhile(
     member: Member, disk: SimulatedDisk
 ) -> None:
-    """Goal: a flush of somebody else that fails between a superblock and its own flush may take the
-    superblock along; the next flush succeeds and saves nothing (R4)."""
+    """Goal: a superblock that may be lost does not count as written. Another task's flush that
+    fails between the write and its flush may lose it; the next flush succeeds all the same (R4)."""
     sb = Superblock(
         UUID(int=9), 0, UUID(int=2), 1, 1, 0, MIB, 4096, 1, False, RootPointer(), (), (member.row,)
     )

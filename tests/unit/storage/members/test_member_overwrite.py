@@ -14,7 +14,7 @@ MIB = 1 << 20
 
 
 class SlowDisk(MemoryDevice):
-    """Others get their turn behind each read."""
+    """Lets other tasks run after each read."""
 
     def __init__(self) -> None:
         super().__init__(2 * MIB)
@@ -27,8 +27,8 @@ class SlowDisk(MemoryDevice):
         return data
 
 
-async def test_neighbours_repaired_at_once_are_both_repaired() -> None:
-    """Goal: pieces that share a block of the disk do not undo each other's repair."""
+async def test_neighbors_repaired_at_once_are_both_repaired() -> None:
+    """Goal: repairs of pieces in one block of the disk do not undo each other."""
     disk = SlowDisk()
     row = MemberRow(UUID(int=1), "h", disk.size_bytes, 1, None)
     member = Member(0, MemberDevice(disk, "m", "h"), row, MIB)

@@ -1,4 +1,4 @@
-"""Where copies go, and how many segments fit."""
+"""Placement: the members that get copies, and how many segments fit."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Freed slots give their space back below, and nobody is hurt by it."""
+"""Freed slots give their space back to the file system; slots in use are never trimmed."""
 
 import logging
 import random
@@ -21,7 +21,7 @@ from tests.unit.storage.pools import MIB, as_members, assert_clean, opened, writ
 
 
 @pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trimmer, "LOOK_INTERVAL_S", 0.005)
     monkeypatch.setattr(trimmer, "REST_FACTOR", 0)
 
@@ -78,7 +78,7 @@ async def test_the_last_slot_is_waited_for_while_it_is_trimmed(
 
 
 class Watched(MemoryDevice):
-    """Trims slowly, and leaves garbage: whoever still needed a slot would notice."""
+    """Trims slowly, and leaves garbage: a trim of a slot in use would be noticed."""
 
     def __init__(self, size_bytes: int) -> None:
         super().__init__(size_bytes)
@@ -109,8 +109,8 @@ def in_use(pool: Pool) -> set[int]:
 async def test_slots_in_use_are_never_trimmed(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Goal: contents, counts and the check hold while free slots turn to garbage at once.
 
-    Method: random families, beside a volume that is overwritten as a whole again and again, with
-    no slot kept as it is.
+    Method: random families of volumes, beside a volume that is overwritten as a whole again and
+    again; no used slot is kept untrimmed.
     """
     monkeypatch.setattr(slots, "KEEP_MIN", 0)
     device = Watched(200 * MIB)
@@ -144,7 +144,7 @@ async def allocated(path: Path, pool: Pool, at_most: int) -> None:
 async def test_a_sparse_file_shrinks_when_data_is_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some slots are kept for reuse, and given back too when nobody wants them."""
+    """Some slots are kept for reuse; they are trimmed too when they stay free for long."""
     path = tmp_path / "member.img"
     device = FileDevice.create(path, 128 * MIB)
     members = await fresh(device)
@@ -166,7 +166,7 @@ async def test_a_sparse_file_shrinks_when_data_is_deleted(
     await assert_clean(as_members([FileDevice.open(path)]))
 
 
-async def test_what_was_not_trimmed_before_a_crash_is_found_at_the_next_start(
+async def test_used_slots_are_found_and_trimmed_after_the_next_start(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "member.img"
@@ -185,7 +185,7 @@ async def test_what_was_not_trimmed_before_a_crash_is_found_at_the_next_start(
     await device.close()
 
 
-async def test_a_device_that_fails_to_trim_is_left_alone(
+async def test_a_device_that_fails_to_trim_is_not_trimmed_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(slots, "KEEP_MIN", 0)

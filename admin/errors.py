@@ -1,6 +1,7 @@
-"""What goes wrong around the pool rather than in it; each with an exit status of its own.
+"""Errors of commands and of the daemon, each with an exit status of its own.
 
 Errors of the pool itself are `DeviceError`s (`blockdev.errors`, `storage.errors`).
+`cenote help exit-codes` prints the first line of the docstring of each class that has a status.
 """
 
 import errno as _errno
@@ -81,7 +82,7 @@ class WaitsError(AdminError):
 
 
 class RemoteError(AdminError):
-    """The daemon refused or failed the request; carries what its error said of itself."""
+    """The daemon refused or failed the request; carries the kind and numbers of its error."""
 
     def __init__(self, kind: str, message: str, errno: int, exit_code: int) -> None:
         super().__init__(message)
@@ -91,7 +92,7 @@ class RemoteError(AdminError):
 
 
 def exit_code_of(error: BaseException) -> int:
-    """The exit status that stands for `error`."""
+    """The exit status for `error`; that of InternalError for an error of no tree of ours."""
     if isinstance(error, RemoteError):
         return error.remote_exit_code
     code = getattr(error, "exit_code", None)

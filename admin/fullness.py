@@ -1,6 +1,7 @@
-"""How full a pool is, in steps that are worth a word: once when they are passed, with advice.
+"""Warnings that a pool fills up: one for each step of its use, with advice.
 
-A step is over only when use fell some percent below it: it is not announced again at every tremble.
+A step is announced once. It is announced again only after use fell more than `CALM_PERCENT` under
+it, so that use which hovers around a step causes one warning.
 """
 
 from storage.info import PoolInfo
@@ -15,13 +16,13 @@ ADVICE = (
 
 
 class Fullness:
-    """Remembers which step was announced last."""
+    """Remembers the step that was announced last."""
 
     def __init__(self) -> None:
         self.step = 0
 
     def passed(self, used_percent: int) -> bool:
-        """Take note of how full it is; True when a step was passed that was not announced yet."""
+        """Note the pool's use; True when it has reached a step that is not announced yet."""
         step = step_of(used_percent)
         if step > self.step:
             self.step = step
@@ -32,12 +33,12 @@ class Fullness:
 
 
 def step_of(used_percent: int) -> int:
-    """The highest step that this reaches, or 0."""
+    """The highest step that `used_percent` reaches, or 0."""
     return next((step for step in STEPS_PERCENT if used_percent >= step), 0)
 
 
 def warning_of(pool: PoolInfo) -> str | None:
-    """What to say of a pool that is as full as a step; None below."""
+    """The warning for a pool that has reached a step, or None."""
     if not step_of(pool.used_percent):
         return None
     if pool.free_bytes > pool.promised_bytes:

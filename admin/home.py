@@ -1,12 +1,13 @@
-"""The home of a daemon: one directory with its sockets, its lock and what it knows of its pool.
+"""The home of a daemon: one directory with its sockets, its lock and its records of the pool.
 
     HOME/lock           flock held while a daemon runs; holds its process number
     HOME/control.sock   the control API
     HOME/nbd.sock       the exports
     HOME/pool/          pool.json, and the member of the built-in configuration
 
-The directory is made 0700 and the sockets 0600: who may open them may do everything. To let others
-to the exports alone, set `nbd.unix_mode` and `chmod o+x HOME`; what else is in it stays closed.
+The directory is made with mode 0700 and the sockets with 0600, as a user that can open the control
+socket can do everything. To let other users reach the exports alone, set `nbd.unix_mode` and
+`chmod o+x HOME`; the control socket and the records stay closed to them.
 """
 
 import fcntl
@@ -20,7 +21,7 @@ from pathlib import Path
 from admin.errors import AlreadyRunningError, HomeError
 
 SOCKET_PATH_BYTES_MAX = 107
-"""`sun_path` of Linux has 108 bytes, one of them for the end."""
+"""`sun_path` of Linux has 108 bytes, the last of them a zero (unix(7))."""
 _LOCK_TRIES = 4
 _LOCK_DELAY_S = 0.05
 
@@ -48,7 +49,7 @@ class Home:
 
     @property
     def pool_dir(self) -> Path:
-        """What the daemon keeps about its pool."""
+        """The daemon's records of its pool, and the member of the built-in configuration."""
         return self.path / "pool"
 
 
@@ -84,8 +85,8 @@ def hold(home: Home) -> Iterator[None]:
     """Create the home if needed and be its only daemon until the context ends.
 
     Raises:
-        AlreadyRunningError: another daemon holds it.
-        HomeError: it cannot be created or written.
+        AlreadyRunningError: another daemon holds the home.
+        HomeError: the home cannot be created or written.
     """
     try:
         home.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -119,7 +120,7 @@ def holder(home: Home) -> str | None:
 
 
 def _lock(home: Home, lock: int) -> None:
-    # A command that asks for the holder has the lock for an instant; a daemon has it for good.
+    # A command that calls `holder` takes the lock for an instant, so one refusal proves nothing.
     for _ in range(_LOCK_TRIES):
         with suppress(BlockingIOError):
             return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

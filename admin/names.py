@@ -1,4 +1,4 @@
-"""Names of volumes and snapshots: what is allowed, and how any text is shown safely."""
+"""Names of volumes and snapshots: their syntax, and how text from outside is printed safely."""
 
 import re
 from typing import NamedTuple
@@ -9,7 +9,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,126}")
 
 
 class SnapshotName(NamedTuple):
-    """A snapshot as it is written: `volume@snapshot`."""
+    """The name of a snapshot with that of its volume, written `volume@snapshot`."""
 
     volume: str
     snapshot: str
@@ -21,8 +21,11 @@ class SnapshotName(NamedTuple):
 def check_name(name: str, what: str = "name") -> str:
     """Return `name` if a volume or snapshot can have it.
 
+    Args:
+        what: the kind of name, for the message.
+
     Raises:
-        InvalidArgumentError: it is empty, too long or has other characters.
+        InvalidArgumentError: the name is empty, too long, or has a character that is not allowed.
     """
     if _NAME.fullmatch(name) is None:
         raise InvalidArgumentError(
@@ -36,7 +39,7 @@ def parse_snapshot(text: str) -> SnapshotName:
     """Read `VOLUME@SNAPSHOT`.
 
     Raises:
-        InvalidArgumentError: there is no '@', or one of the names is not a name.
+        InvalidArgumentError: there is no '@', or `check_name` refuses one of the names.
     """
     volume, at, snapshot = text.partition("@")
     if not at:
@@ -45,7 +48,7 @@ def parse_snapshot(text: str) -> SnapshotName:
 
 
 def printable(text: str) -> str:
-    """`text` with everything that could steer a terminal written as an escape."""
+    """`text` with characters that could control a terminal written as escapes."""
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in text

@@ -7,14 +7,14 @@ _PERIOD = re.compile(r"([1-9]\d{0,8})\s*([wdhms])")
 
 
 class PeriodError(ValueError):
-    """The text is not a length of time; the message says what would be."""
+    """The text is not a length of time; the message shows one."""
 
 
 def parse_period(text: str) -> int:
     """Return the seconds that `text` stands for.
 
     Raises:
-        PeriodError: it is not a whole number with a unit.
+        PeriodError: `text` is not a whole number with a unit.
     """
     found = _PERIOD.fullmatch(text.strip())
     if found is None:
@@ -23,6 +23,6 @@ def parse_period(text: str) -> int:
 
 
 def period(seconds: int) -> str:
-    """The length of time in the largest unit that divides it, to be typed back."""
+    """The exact length of time in the largest unit that divides it: `15m`, `1d`."""
     unit = next(unit for unit, scale in _UNITS.items() if seconds % scale == 0)
     return f"{seconds // _UNITS[unit]}{unit}"

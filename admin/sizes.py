@@ -1,7 +1,8 @@
 """Sizes as people write them: read the way qemu-img reads them, and written back short.
 
 K, M, G, T, P and E stand for powers of 1024, in either case; a bare number is bytes.
-`1.5G`, `20GiB` and `20 GiB` are fine. `20GB` is refused, because it means 10 % less to some.
+`1.5G`, `20GiB` and `20 GiB` are fine. `20GB` is refused, because some readers take it for powers of
+1000, which is 7 % less (10 % for `20TB`).
 """
 
 import re
@@ -16,21 +17,21 @@ PIB = 1024 * TIB
 GRAIN_BYTES = 4 * KIB
 """Volumes are mapped in blocks of this size."""
 VOLUME_BYTES_MAX = 4 * PIB
-"""Beyond every file system and disk that a guest could put on it; a typing mistake above that."""
+"""More than any guest's file system needs; a larger size is taken for a typing mistake."""
 
 _UNITS = "KMGTPE"
 _SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGTPE]?)(?P<tail>iB|B)?", re.IGNORECASE)
 
 
 class SizeError(ValueError):
-    """The text or number is not an acceptable size; the message says what would be."""
+    """The text or number is not an acceptable size; the message names one that is."""
 
 
 def parse_size(text: str) -> int:
     """Return the bytes that `text` stands for; a fraction is rounded to the nearest byte.
 
     Raises:
-        SizeError: it is not a number with an optional unit.
+        SizeError: `text` is not a number with an optional unit.
     """
     found = _SIZE.fullmatch(text.strip())
     if found is None:
@@ -70,7 +71,7 @@ def parse_volume_size(text: str) -> int:
     """Return the bytes that `text` stands for, if a volume can have that size.
 
     Raises:
-        SizeError: not a size, or not one that a volume can have.
+        SizeError: `text` is not a size, or a volume cannot have that size.
     """
     if text.strip().startswith("-"):
         raise SizeError(f"size must be more than zero: {text.strip()}; the smallest is 4K")

@@ -31,14 +31,19 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 300.0
-"""A full, busy pool may have to clean before it can take one more record."""
+"""A full, busy pool may have to clean segments before it can commit one more record."""
 STREAM_PIECE_BYTES = 256 << 10
-"""What is taken of a stream at once."""
+"""The most that is read of a stream at once."""
 
 
 class Client:
-    """Talks to the daemon of one home. Methods raise RemoteError for what the daemon refuses,
-    DaemonNotRunningError when none answers.
+    """Talks to the daemon of one home.
+
+    Methods raise RemoteError for an error that the daemon answers, DaemonNotRunningError when no
+    daemon answers, and HomeError when the socket may not be used.
+
+    Args:
+        command: the command that starts the daemon, for the message when none answers.
     """
 
     def __init__(self, home: Home, *, command: str = "cenote serve") -> None:
@@ -70,7 +75,7 @@ class Client:
         return self._list(ClientInfo, "/clients")
 
     def exports(self) -> list[ExportInfo]:
-        """What was done with each export that had clients."""
+        """The counts of each export that had clients."""
         return self._list(ExportInfo, "/exports")
 
     def disconnect(
@@ -86,11 +91,11 @@ class Client:
         return self._decoded_list(ClientInfo, answer)
 
     def pool_space(self, *, now: bool = False) -> PoolSpace:
-        """Where the bytes of the pool are; with `now`, after a checkpoint."""
+        """The bytes of the pool by use; with `now`, after a checkpoint."""
         return self._get(PoolSpace, "/pool/space" + _query(now=now))
 
     def volume_space(self, volume: str | None = None, *, now: bool = False) -> list[VolumeSpace]:
-        """What volumes take, each followed by its snapshots."""
+        """The space of volumes, each followed by its snapshots; with `now`, after a checkpoint."""
         words = {"volume": volume, "now": "true" if now else None}
         query = urlencode({key: value for key, value in words.items() if value is not None})
         return self._list(VolumeSpace, f"/pool/space/volumes?{query}")
@@ -103,7 +108,7 @@ class Client:
         return self._post(MemberInfo, "/members", **body, **({"host": host} if host else {}))
 
     def grow_member(self, member: str, size_bytes: int | None) -> MemberInfo:
-        """Use all of a member that has become larger."""
+        """Use all of a member whose disk or file has become larger."""
         return self._post(MemberInfo, "/members/grow", member=member, size_bytes=size_bytes)
 
     def volumes(self) -> list[VolumeInfo]:
@@ -128,11 +133,11 @@ class Client:
         return self._post(VolumeInfo, f"{_path(name)}/rename", name=new_name)
 
     def promote(self, name: str) -> VolumeInfo:
-        """Give a clone the snapshots that it stands on."""
+        """Move the snapshots that a clone descends from to the clone."""
         return self._post(VolumeInfo, f"{_path(name)}/promote")
 
     def flatten(self, name: str, *, on: bool = True) -> VolumeInfo:
-        """Let a clone get copies of all it inherits, in the background; or stop that."""
+        """Copy all data that a clone inherits to it, in the background; or stop copying."""
         return self._post(VolumeInfo, f"{_path(name)}/flatten", on=on)
 
     def note(self, name: str, notes: dict[str, object]) -> None:
@@ -142,8 +147,8 @@ class Client:
     def delete_volume(
         self, name: str, *, snapshots: bool = False, disconnect: bool = False
     ) -> None:
-        """Remove a volume; with `snapshots`, also those it has; with `disconnect`, also while
-        it has clients."""
+        """Remove a volume; with `snapshots`, its snapshots too; with `disconnect`, also while it
+        has clients."""
         self._request("DELETE", _path(name) + _query(snapshots=snapshots, disconnect=disconnect))
 
     def snapshots(self, volume: str | None = None) -> list[SnapshotInfo]:
@@ -163,15 +168,15 @@ class Client:
         raise NotFoundError(f"volume {name.volume!r} has no snapshot {name.snapshot!r}")
 
     def tree(self) -> list[TreeNode]:
-        """Volumes, snapshots and clones, each with what it is shown under."""
+        """Volumes, snapshots and clones, each with the name of its parent in the tree."""
         return self._list(TreeNode, "/tree")
 
     def create_snapshot(self, name: SnapshotName) -> SnapshotInfo:
-        """Keep the volume as it is now under a name."""
+        """Make a snapshot of a volume as it is now."""
         return self._post(SnapshotInfo, f"{_path(name.volume)}/snapshots", name=name.snapshot)
 
     def create_snapshots(self, volumes: list[str], name: str) -> list[SnapshotInfo]:
-        """Keep several volumes as they are at one moment."""
+        """Make snapshots of several volumes at one moment, all with the same name."""
         answer = self._request("POST", "/snapshots", {"volumes": volumes, "name": name})
         return self._decoded_list(SnapshotInfo, answer)
 
@@ -204,7 +209,7 @@ class Client:
         self, name: str, *, every_s: int, keep: dict[str, int], volumes: list[str],
         labels: dict[str, str],
     ) -> ScheduleInfo:  # fmt: skip
-        """Set a schedule, or change all of it."""
+        """Set a schedule, or replace the one of that name."""
         body = {"every_s": every_s, "keep": keep, "volumes": volumes, "labels": labels}
         return self._decode(ScheduleInfo, self._request("PUT", _schedule(name), body))
 
@@ -213,7 +218,7 @@ class Client:
         self._request("DELETE", _schedule(name))
 
     def run_schedule(self, name: str) -> ScheduleInfo:
-        """Make a snapshot now, and delete what is no longer kept."""
+        """Make the snapshots of a schedule now, and delete those that it no longer keeps."""
         return self._post(ScheduleInfo, f"{_schedule(name)}/run")
 
     def scrub(self) -> ScrubInfo:
@@ -221,7 +226,7 @@ class Client:
         return self._get(ScrubInfo, "/scrub")
 
     def start_scrub(self, *, rate_bytes: int | None, fresh: bool) -> ScrubInfo:
-        """Begin a scrub, or go on with one; the rate counts from now on, 0 is no limit."""
+        """Begin a scrub, or continue one; the rate counts from now on, 0 is no limit."""
         return self._post(ScrubInfo, "/scrub/start", rate_bytes=rate_bytes, fresh=fresh)
 
     def stop_scrub(self) -> ScrubInfo:
@@ -239,8 +244,10 @@ class Client:
     def send(
         self, name: SnapshotName, *, since: SnapshotName | None, resume: str | None
     ) -> Iterator[bytes]:
-        """Ask for a stream and return its pieces as they come. Until all were taken, nothing else
-        can be asked. Raises DaemonNotRunningError also when it ends without its end.
+        """Ask for a stream and return its pieces as they arrive.
+
+        The client can send no other request until all pieces were taken. The pieces raise
+        DaemonNotRunningError when the connection ends before the stream.
         """
         snapshot = quote(name.snapshot, safe="")
         words = {"since": since and str(since), "resume": resume}
@@ -268,14 +275,14 @@ class Client:
     def receive(
         self, volume: str, snapshot: str | None, *, discard: bool, stream: Iterable[bytes]
     ) -> SnapshotInfo:
-        """Send a stream to be received."""
+        """Send a stream to the daemon, which makes a snapshot of it."""
         words = {"snapshot": snapshot, "discard": "true" if discard else None}
         query = urlencode({key: value for key, value in words.items() if value is not None})
         try:
-            # Of unknown length: http.client sends it in chunks.
+            # The length is unknown, so http.client sends the stream in chunks.
             self._http.request("POST", f"/v1{_path(volume)}/receive?{query}", body=stream)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # it has heard enough, and says why
+            pass  # the daemon refused the rest; its answer says why
         except (OSError, HTTPException) as error:
             self._http.close()
             raise self._unreachable(error) from error
@@ -298,7 +305,7 @@ class Client:
         return [self._decode(kind, item) for item in answer]
 
     def _post(self, kind: type[T], path: str, /, **body: object) -> T:
-        # Without a body where none is read: unread bytes would reset the connection.
+        # A route that reads no body gets none: the daemon resets a connection with unread bytes.
         return self._decode(kind, self._request("POST", path, body or None))
 
     def _decode(self, kind: type[T], answer: object) -> T:
@@ -322,7 +329,7 @@ class Client:
         return self._taken(response)
 
     def _taken(self, response: HTTPResponse) -> Any:
-        """The value of an answer, or what it says went wrong."""
+        """Return the value of an answer, or raise the error that it carries."""
         try:
             text = response.read()
             answer = json.loads(text) if text else None
@@ -331,7 +338,7 @@ class Client:
         except ValueError as error:
             raise InternalError(f"unexpected answer of the daemon: {error}") from error
         finally:
-            # The daemon does not keep a connection while somebody thinks about a question.
+            # The daemon closes idle connections, and the user may take long to answer a question.
             self._http.close()
         if 200 <= response.status < 300:
             return answer
@@ -353,7 +360,7 @@ class Client:
 
 
 class _UnixConnection(HTTPConnection):
-    """HTTP over a Unix socket. httpx could do this too, but takes 150 ms to import."""
+    """HTTP over a Unix socket; not by httpx, which takes 150 ms to import."""
 
     def __init__(self, path: Path) -> None:
         super().__init__("cenote", timeout=ANSWER_TIMEOUT_S)

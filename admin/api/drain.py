@@ -1,9 +1,9 @@
-"""Requests that are answered before they have arrived.
+"""Lets the daemon answer a request before all of it has arrived.
 
-Hypercorn hands the parts of a request over through a queue. When that is full as the answer ends,
-nobody takes the last message, that the request is over, and the connection stays open for ever,
-with a client that still sends. So what is left is thrown away while the answer goes out; then the
-connection is closed, which the client sees, and it reads the answer.
+Hypercorn hands over the parts of a request through a queue. If the queue is full when the answer
+ends, Hypercorn cannot add its last message, that the request is over, and the connection stays
+open for ever, with a client that still sends. So the rest of the request is discarded while the
+answer goes out. Then the connection is closed; the client notices, and reads the answer.
 """
 
 import trio
@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class DrainRequests:
-    """An ASGI layer: from the end of each answer on it takes what comes of its request."""
+    """ASGI middleware: discards the rest of a request while the end of its answer goes out."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -10,7 +10,7 @@ from storage.catalogue.schedule import Schedule
 
 
 class NewSchedule(BaseModel):
-    """A schedule: every so many seconds, of these volumes that carry these labels."""
+    """A schedule: seconds between snapshots, rules for keeping them, and the volumes it covers."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -21,7 +21,7 @@ class NewSchedule(BaseModel):
 
 
 def add_schedules(app: FastAPI, schedules: ScheduleControl) -> None:
-    """Add the routes."""
+    """Add the routes of schedules to `app`."""
 
     @app.get("/v1/schedules")
     async def list_schedules() -> list[ScheduleInfo]:

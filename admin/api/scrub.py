@@ -19,7 +19,7 @@ class ScrubControl(Protocol):
         ...
 
     async def start(self, rate_bytes: int | None = None, *, fresh: bool = False) -> ScrubInfo:
-        """Begin a scrub, or go on with one."""
+        """Begin a scrub, or continue one."""
         ...
 
     async def stop(self) -> ScrubInfo:
@@ -28,7 +28,7 @@ class ScrubControl(Protocol):
 
 
 class ScrubStart(BaseModel):
-    """How to scrub: bytes per second, 0 for no limit; and whether from the beginning."""
+    """Options of a scrub: bytes per second, 0 for no limit, and whether to start afresh."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -37,7 +37,7 @@ class ScrubStart(BaseModel):
 
 
 def add_scrub(app: FastAPI, scrubs: ScrubControl) -> None:
-    """Add the routes."""
+    """Add the routes of scrubbing to `app`."""
 
     @app.get("/v1/scrub")
     async def get_scrub() -> ScrubInfo:

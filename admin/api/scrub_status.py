@@ -1,4 +1,4 @@
-"""What the daemon tells, and keeps in `HOME/pool/scrub.json`, about scrubbing."""
+"""Values that describe scrubbing: its state, and the record kept in `HOME/pool/scrub.json`."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,18 +9,20 @@ from storage.verify.scrub_pass import ScrubPass
 
 
 class ScrubState(StrEnum):
-    """Where a scrub is."""
+    """The state of a scrub."""
 
     RUNNING = "running"
     STOPPED = "stopped"
-    """By command; it goes on from there when it is started."""
+    """Stopped by a command; the next start continues the scrub."""
     DONE = "done"
 
 
 @dataclass(frozen=True, slots=True)
 class ScrubRun:
-    """One scrub; times are UTC, ISO 8601. `rate_bytes` is set if it was started with another rate
-    than that of the configuration; 0 is none."""
+    """One scrub; times are UTC, ISO 8601.
+
+    `rate_bytes` is the limit per second, 0 for no limit, None for that of the configuration.
+    """
 
     state: ScrubState
     started: str
@@ -31,8 +33,10 @@ class ScrubRun:
 
 @dataclass(frozen=True, slots=True)
 class ScrubRecord:
-    """What is kept of the scrubs of a pool: the current or last one, and the last one before that
-    came to its end. `since` is when nothing was known of any."""
+    """The scrubs of a pool: the current or last one, and the last finished one before it.
+
+    `since` is the time when this record was begun, without a scrub.
+    """
 
     pool: UUID
     since: str
@@ -44,8 +48,8 @@ class ScrubRecord:
 class ScrubInfo:
     """Scrubbing of the pool: the scrub that runs or ran last, and when the next one is due.
 
-    `total_bytes` is an estimate while it runs. `rate_bytes` 0 is no limit, `every_s` 0 never.
-    `last_error` is what interrupts a scrub that runs; it is tried again.
+    `total_bytes` is an estimate while a scrub runs. `rate_bytes` 0 is no limit, `every_s` 0 never.
+    `last_error` is the error that interrupted the running scrub; the scrub is tried again.
     """
 
     every_s: int
@@ -61,13 +65,13 @@ class Keeper(Protocol):
     """Keeps the record over restarts."""
 
     def load(self) -> ScrubRecord | None:
-        """What was kept last; None when there is nothing that can be used."""
+        """The record that was saved last, or None when there is none that can be read."""
         ...
 
     async def save(self, record: ScrubRecord) -> None:
-        """Replace it; after a crash the old or the new one is there.
+        """Replace the record; after a crash the old or the new one is there.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the record cannot be written.
         """
         ...

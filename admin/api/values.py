@@ -1,4 +1,7 @@
-"""What the daemon tells about itself, besides what the pool does (`storage.info`)."""
+"""Values that describe the daemon: its clients, exports and schedules.
+
+The values that describe the pool are in `storage.info`.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,11 +10,12 @@ from urllib.parse import quote
 
 @dataclass(frozen=True, slots=True)
 class ClientInfo:
-    """One NBD connection and what it did so far; `export` is None until it chose one.
+    """One NBD connection, with counts of its requests and bytes so far.
 
-    `number` is its own while the daemon runs. `uid` is known on the Unix socket, `names` come
-    from a certificate. `size_bytes` is the size that the client was told. `since` is UTC,
-    ISO 8601, for display only.
+    No two connections of one run of the daemon have the same `number`. `uid` is known on the Unix
+    socket; `names` come from the client's certificate. `export` is None until the client has
+    chosen one. `size_bytes` is the size that the client was told. `since` is UTC, ISO 8601, for
+    display only.
     """
 
     number: int
@@ -30,7 +34,7 @@ class ClientInfo:
 
     @property
     def who(self) -> str:
-        """The client in words."""
+        """The client's address, with its user and the names in its certificate where known."""
         user = "" if self.uid is None else f" uid={self.uid}"
         names = f" certificate={','.join(self.names)}" if self.names else ""
         return f"{self.address}{user}{names}"
@@ -38,7 +42,10 @@ class ClientInfo:
 
 @dataclass(frozen=True, slots=True)
 class ExportInfo:
-    """What clients did with one export since the daemon started, those that left included."""
+    """Counts of one export since the daemon started, over all its clients, also former ones.
+
+    `clients` counts the present connections.
+    """
 
     name: str
     clients: int
@@ -58,21 +65,22 @@ class DaemonInfo:
     endpoints: list[str]
 
     def uri(self, export: str) -> str | None:
-        """Where clients of this machine find `export`."""
+        """The URI of `export` for clients on this machine, or None when there is no endpoint."""
         return self.endpoints[0].format(name=quote(export)) if self.endpoints else None
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleInfo:
-    """A schedule of automatic snapshots, and what became of it; times are UTC, ISO 8601.
+    """A schedule of automatic snapshots and the state of its runs; times are UTC, ISO 8601.
 
-    `matches` are the volumes that it is about now; without any there is no `next_run`. `last_run`
-    is when the newest snapshot that is left was made. `last_error` is set until it goes well again.
+    `matches` are the volumes that it covers now; without any, `next_run` is None. `last_run` is
+    the time of its newest snapshot that still exists. `last_error` is None after a run without
+    an error.
     """
 
     name: str
     source: str
-    """`command`, or `configuration`, where alone it can be changed."""
+    """`command`, or `configuration`: then only the file can change it."""
     volumes: list[str]
     labels: dict[str, str]
     every_s: int

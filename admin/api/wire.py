@@ -30,8 +30,8 @@ def encode(value: object) -> Any:
 
 
 def decode(kind: type[T], value: Any) -> T:
-    """Build a `kind` from what `encode` made of one. Keys it does not know are ignored, so that
-    a newer daemon may say more.
+    """Build a `kind` from the JSON value that `encode` makes of one. Unknown keys are ignored, so
+    that a newer daemon may send more.
 
     Raises:
         ValueError: the value does not have the shape of `kind`.

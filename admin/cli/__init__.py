@@ -1,5 +1,5 @@
-"""The command line.
+"""The command line of Cenote.
 
-Takes words, calls the control API, the daemon or the NBD client, and gives reports and an exit
-status.
+Takes the words of a command, calls the control API, the daemon or the NBD client, and gives a
+report and an exit status.
 """

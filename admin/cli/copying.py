@@ -19,12 +19,12 @@ from nbd.client import ClientOptions, open_nbd
 from nbd.copy import Copy, CopySettings
 
 RECONNECT_S = 15.0
-"""A restart of a server; more would look like a hang to somebody who waits for a command."""
+"""Enough for a server to restart; longer would look to the user as if the command hung."""
 
 
 @dataclass(frozen=True, slots=True)
 class CopyOptions:
-    """What to copy where, and how; each end is a path or an NBD URI."""
+    """The ends of a copy and its settings; each end is a path or an NBD URI."""
 
     source: str
     destination: str
@@ -35,12 +35,14 @@ class CopyOptions:
 
 
 def is_uri(end: str) -> bool:
-    """Whether this is a URI; a path otherwise."""
+    """Whether an end is a URI; it is a path otherwise."""
     return "://" in end
 
 
 def run_copy(options: CopyOptions, progress: Callable[[str, int, int], None]) -> CopiedReport:
-    """Copy.
+    """Copy one end to the other, and read the copy back if the options say so.
+
+    On an error, a file that this call made is removed, and one that was empty is emptied.
 
     Raises:
         UsageError: the ends do not fit; nothing was written.
@@ -137,7 +139,7 @@ async def _destination(
 
 
 def is_empty_file(path: Path) -> bool:
-    """Whether there is a file that holds nothing."""
+    """Whether the path is a file of no size."""
     return path.is_file() and path.stat().st_size == 0
 
 

@@ -14,7 +14,7 @@ _PLAIN = {
 
 
 def exit_codes() -> dict[int, tuple[str, str]]:
-    """Every exit status in order: the error class it stands for, and what that means."""
+    """Every exit status in order, with the name of its error class and its meaning."""
     codes = dict(_PLAIN)
     for module in (admin.errors, blockdev.errors, storage.errors):
         for kind in _errors(module):

@@ -1,4 +1,4 @@
-"""What NBD servers say of their exports, and running what talks to them."""
+"""Asks NBD servers for the properties of their exports."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -17,19 +17,19 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 LOOK_BYTES = 1 << 40
-"""How far one question for extents reaches; servers answer for less where that takes long."""
+"""Range of one request for extents; a server answers for less where that would take long."""
 CLIENT = ClientOptions(read_only=True, connections=1, reconnect_s=0)
 
 
 def run(act: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
-    """Run something that talks to NBD servers, and return its result.
+    """Run an async function that talks to NBD servers, and return its result.
 
     Raises:
         ServerError: for every NbdError.
         Exception: any other, without groups around it.
     """
     try:
-        # Ctrl-C in the middle of a scope's or a nursery's end would leave trio in disorder.
+        # Between checkpoints, Ctrl-C could interrupt the end of a nursery and leave trio in disorder.
         return trio.run(act, *args, restrict_keyboard_interrupt_to_checkpoints=True)
     except NbdError as error:
         raise ServerError(str(error)) from error
@@ -39,10 +39,10 @@ def run(act: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
 
 
 def inspect(uri: str, *, with_map: bool) -> InfoReport:
-    """Return what a server says of the export that the URI names, or of all if it names none.
+    """Ask a server for the properties of the export that the URI names, or else of all exports.
 
     Raises:
-        ServerError: it cannot be asked.
+        ServerError: the server cannot be reached, or refuses the export.
     """
     return run(_inspect, uri, with_map)
 
@@ -97,7 +97,7 @@ async def _summary(where: NbdUri) -> MapSummary:
                     holes += extent.length_bytes
                 else:
                     zeroes += extent.length_bytes
-                extents += (extent.hole, extent.zero) != last  # one may come in pieces
+                extents += (extent.hole, extent.zero) != last  # one extent may come in pieces
                 last = extent.hole, extent.zero
                 offset += extent.length_bytes
     return MapSummary(data, zeroes, holes, extents)

@@ -1,4 +1,4 @@
-"""The command line: the root of the arguments, and from every outcome an exit status."""
+"""The root of the command line: runs a command, and turns its outcome into an exit status."""
 
 import sys
 import traceback
@@ -38,9 +38,9 @@ up an error of the pool. All of them: cenote help exit-codes
     "cenote clone root@clean test",
 )
 
-_BROKEN_PIPE_CODE: Final = 128 + 13  # as the shell says of a program that SIGPIPE ended
+_BROKEN_PIPE_CODE: Final = 128 + 13  # the status that a shell gives a program ended by SIGPIPE
 
-# The parser's own errors; typer names only the leaf of that tree in public.
+# The base of the parser's errors; typer exports only this subclass of it.
 _ParserError: Final = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
@@ -87,7 +87,7 @@ def root(context: typer.Context, home: HomeOption = None, as_json: JsonOption = 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = sys.argv[1:] if arguments is None else arguments
-    as_json = "--json" in words  # also for words that the parser refuses
+    as_json = "--json" in words  # also when the parser refuses the words
     try:
         result = app(words, prog_name="cenote", standalone_mode=False)
         return result if isinstance(result, int) else 0

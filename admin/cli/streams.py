@@ -24,7 +24,10 @@ PIECE_BYTES = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where a snapshot is received: as a snapshot of `volume`, under its own name or another."""
+    """The volume that receives a snapshot, and the snapshot's name there; None keeps its name.
+
+    With `discard`, data written to the volume since its last snapshot may be lost.
+    """
 
     volume: str
     snapshot: str | None
@@ -32,10 +35,10 @@ class Destination:
 
 
 class Follower:
-    """Watches a stream go by: how far it is, and whether it is whole.
+    """Decodes a stream that passes through: counts it, and checks that it is whole.
 
     Args:
-        what: for `progress`.
+        what: the name of the work, for `progress`.
     """
 
     def __init__(self, what: str, progress: Progress) -> None:
@@ -48,7 +51,7 @@ class Follower:
         self._problem: DeviceError | None = None
 
     def through(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
-        """The pieces as they are, also behind damage: who receives them is to judge."""
+        """Yield the pieces unchanged, also after damage, which the receiver finds itself."""
         for piece in pieces:
             self._bytes += len(piece)
             if self._problem is None:
@@ -56,7 +59,11 @@ class Follower:
             yield piece
 
     def finish(self) -> TransferCounts:
-        """What went by. Raises DeviceError unless it was a whole stream."""
+        """Return the counts.
+
+        Raises:
+            StreamError, DeviceError: the stream was damaged, not whole, or given up by its sender.
+        """
         if self._problem is not None:
             raise self._problem
         self._decoder.close()
@@ -90,7 +97,7 @@ def send(
     client: Client, name: SnapshotName, since: SnapshotName | None, resume: str | None,
     out: BinaryIO, progress: Progress,
 ) -> SentReport:  # fmt: skip
-    """Write a stream to stdout, or another file."""
+    """Write the stream of a snapshot to a file, such as stdout."""
     follower = Follower(f"sending {name}", progress)
     try:
         for piece in follower.through(client.send(name, since=since, resume=resume)):
@@ -106,7 +113,7 @@ def send_to(
     client: Client, name: SnapshotName, since: SnapshotName | None, resume: str | None,
     there: Client, destination: Destination, progress: Progress,
 ) -> SentReport:  # fmt: skip
-    """Send to another daemon, going on where an earlier attempt was interrupted."""
+    """Send a snapshot to another daemon, continuing an attempt that was interrupted."""
     if resume is None:
         resume = _token_for(client, name, there, destination.volume)
     follower = Follower(f"sending {name}", progress)
@@ -118,17 +125,17 @@ def send_to(
 def receive(
     client: Client, destination: Destination, source: BinaryIO, progress: Progress
 ) -> ReceivedReport:
-    """Receive what comes from a file."""
+    """Receive a snapshot from the stream in a file."""
     follower = Follower(f"receiving {destination.volume}", progress)
     made = _received(client, destination, follower.through(_pieces(source)))
     return ReceivedReport(made, follower.finish())
 
 
 def interrupted(client: Client, volume: str) -> ReceivingInfo:
-    """What is being received into a volume, or was until something interrupted it.
+    """The snapshot that a volume is receiving, or was receiving when it was interrupted.
 
     Raises:
-        NotFoundError: nothing is.
+        NotFoundError: there is none.
     """
     found = _find(client, volume)
     if found is None:
@@ -137,7 +144,7 @@ def interrupted(client: Client, volume: str) -> ReceivingInfo:
 
 
 def _pieces(source: BinaryIO) -> Iterator[bytes]:
-    # What is there at once, so that a slow sender is not waited for to fill a piece.
+    # `read1` returns the bytes that are there, and does not wait until a piece is full.
     read = getattr(source, "read1", source.read)
     while piece := read(PIECE_BYTES):
         yield piece
@@ -154,7 +161,7 @@ def _received(client: Client, destination: Destination, stream: Iterable[bytes])
 
 
 def _with_token(client: Client, volume: str, error: RemoteError) -> RemoteError:
-    """The error, and how to go on where there is something to go on with."""
+    """The error, with the command that continues the receive if part of it was kept."""
     kept = _find(client, volume)
     if kept is None or kept.token in str(error):
         return error
@@ -171,7 +178,7 @@ def _find(client: Client, volume: str) -> ReceivingInfo | None:
 
 
 def _token_for(client: Client, name: SnapshotName, there: Client, volume: str) -> str | None:
-    """The token of an interrupted receive of this snapshot on the other side."""
+    """The token to resume sending this snapshot, if the other daemon received a part of it."""
     kept = _find(there, volume)
     if kept is None:
         return None

@@ -11,16 +11,16 @@
     size = "8G"                 to create a file; not needed for disks
     host = "left"               copies avoid sharing a host
 
-    [nbd], [[export]]           where and to whom exports are served: see `admin.config.nbd`
+    [nbd], [[export]]           the NBD server and access to it: see `admin.config.nbd`
 
     [[schedule]]                automatic snapshots: see `admin.config.schedules`
 
-    [scrub]                     reading everything again and again: see `admin.config.scrub`
+    [scrub]                     regular verification of all data: see `admin.config.scrub`
 
     [cache]
     pages = "256M"              block map
-    extents = "64M"             data read
-    buffers = "64M"             data not written yet
+    extents = "64M"             data that was read
+    buffers = "64M"             data that is not written yet
 
 `pool-configs/` has runnable examples.
 """
@@ -42,12 +42,12 @@ FORMAT = 1
 LOCAL_HOST = "local"
 """The failure domain of members that name none: this machine."""
 DEFAULT_MEMBER_BYTES = 64 * GIB
-"""Sparse: takes what is written, not this. Larger than a first try needs."""
+"""Larger than a first try needs; the file is sparse and takes only the space that is written."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolConfig:
-    """How the pool is created; an existing pool keeps what it was created with."""
+    """How the pool is created; an existing pool keeps the values it was created with."""
 
     copies: int = 1
     segment_bytes: int | None = None
@@ -61,12 +61,12 @@ class MemberConfig:
     size_bytes: int | None = None
     host: str = LOCAL_HOST
     joining: bool = False
-    """It was about to be added by command; whether it became a member, it says itself."""
+    """A command that adds it was interrupted; its superblock tells whether it became a member."""
 
 
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
-    """Memory, besides some 100 MiB for the daemon itself."""
+    """Memory for caches; the daemon itself takes some 100 MiB besides."""
 
     page_bytes: int = 256 * MIB
     extent_bytes: int = 64 * MIB
@@ -75,7 +75,7 @@ class CacheConfig:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Everything a daemon is told; `file` is None for the built-in default."""
+    """The whole configuration; `file` is None for the built-in default."""
 
     members: tuple[MemberConfig, ...]
     pool: PoolConfig = field(default_factory=PoolConfig)
@@ -90,7 +90,7 @@ def load_config(file: Path) -> Config:
     """Read a configuration file.
 
     Raises:
-        ConfigError: it cannot be read, or something in it is not as expected.
+        ConfigError: the file cannot be read, or a key or value in it is not as expected.
     """
     try:
         values = tomllib.loads(file.read_text("utf-8"))
@@ -128,9 +128,9 @@ def load_config(file: Path) -> Config:
 
 
 def default_config(pool_dir: Path) -> Config:
-    """The configuration when there is no file: one sparse file in the home.
+    """The configuration without a file: the pool is one sparse file in `pool_dir`.
 
-    Its size is 64 GiB, or that of the whole file system where that is smaller.
+    Its size is 64 GiB, or that of the whole file system if that is smaller.
     """
     existing = next(path for path in (pool_dir, *pool_dir.parents) if path.exists())
     system = os.statvfs(existing)
@@ -147,7 +147,7 @@ def _members(root: Table, directory: Path) -> tuple[MemberConfig, ...]:
         size_bytes = table.size("size", low=MIB, high=4 * PIB, grain=4 * KIB)
         host = table.text("host", LOCAL_HOST)
         table.finish()
-        # Links lead to the same device, and a device twice would be two copies in one place.
+        # Two links may lead to one device, and two copies on one device would be lost together.
         first = seen.setdefault(os.path.realpath(path), index)
         if first != index:
             table.fail("path", f"the same file or disk as member[{first}]: {path}")

@@ -1,15 +1,15 @@
-"""The part of the configuration about serving: where, to whom, and how much for each.
+"""The part of the configuration about NBD: sockets, TLS, limits and access rules.
 
     [nbd]
     unix = true                 serve on HOME/nbd.sock
-    unix_mode = "0600"          who can reach it; others also need `chmod o+x HOME`
+    unix_mode = "0600"          of that socket; other users also need `chmod o+x HOME`
     unix_tls = "off"            "off", "allow" or "require"
-    tcp = "127.0.0.1:10809"     and here
-    tls = "off"                 the same for TCP
-    certificate = "server.pem"  PEM, relative to this file; with those above it, save the root
+    tcp = "127.0.0.1:10809"     serve on this address, too
+    tls = "off"                 as unix_tls, for TCP
+    certificate = "server.pem"  PEM, relative to this file; with its issuers except the root
     key = "server.key"          PEM, without a password
     client_ca = "ca.pem"        clients must show a certificate of this authority
-    connections = 512           at once
+    connections = 512           clients at once
 
     [nbd.limits]                the defaults suit some hundred virtual machines
     requests = 256              in flight, per connection
@@ -18,17 +18,18 @@
     request_size = "32M"        longest READ or WRITE, from 256K
     option_size = "64K"         longest option of a negotiation
     options = 1024              longest negotiation
-    handshake_s = 10            until a client must have chosen an export
-    patience_s = 10             with a client that blocks memory which others wait for
+    handshake_s = 10            for a client to choose an export
+    patience_s = 10             for a client that blocks memory which other clients wait for
     grace_s = 3                 for requests in flight when a connection is ended
 
-    [[export]]                  the first rule that matches decides; without any, all may all
-    name = "web*"               of volumes, with their snapshots; "web*@*" is those only; or a list
+    [[export]]                  the first rule that matches an export decides
+    name = "web*"               volumes and their snapshots; "web*@*" is snapshots only; or a list
     read_only = true
     certificates = ["web.example"]  names in the clients' certificates (CN or DNS)
     uids = [107]                users of this machine, on the Unix socket
 
-A rule with `certificates` or `uids` is for those named there, and for nobody else.
+A rule with `certificates` or `uids` admits only the clients that it names there. An export that no
+rule matches may be used by every client.
 """
 
 import re
@@ -44,7 +45,7 @@ from nbd.server.limits import PAYLOAD_BYTES_LEAST, PAYLOAD_BYTES_MAX, Limits
 from nbd.tls import PSK_REFUSAL
 
 CONNECTIONS_MAX = 4096
-"""A descriptor each, and descriptors are counted in thousands."""
+"""Each connection takes a file descriptor, of which a process has some thousands."""
 UNIX_MODE = 0o600
 _UID_MAX = (1 << 32) - 2
 _PATTERN = re.compile(r"[A-Za-z0-9._+\-*?@\[\]!]+")
@@ -74,7 +75,7 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True)
 class NbdConfig:
-    """Where exports are served, to whom, and how much of the machine clients get."""
+    """Sockets, TLS, limits and access rules of the NBD server."""
 
     unix: bool = True
     unix_mode: int = UNIX_MODE
@@ -90,7 +91,7 @@ def parse_address(text: str) -> TcpAddress:
     """Read `HOST:PORT`, with brackets around an IPv6 address.
 
     Raises:
-        ValueError: it has another form; the message says which is right.
+        ValueError: `text` has another form; the message shows the right one.
     """
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
@@ -106,7 +107,7 @@ def read_nbd(root: Table, directory: Path) -> NbdConfig:
     """Read `[nbd]` and `[[export]]`; paths are relative to `directory`.
 
     Raises:
-        ConfigError: something in it is not as expected.
+        ConfigError: a key or value in them is not as expected.
     """
     table = root.table("nbd")
     if table.has("psk"):
@@ -228,13 +229,13 @@ def _rules(root: Table) -> tuple[AccessRule, ...]:
 
 
 def _with_snapshots(patterns: Sequence[str]) -> tuple[str, ...]:
-    """Snapshots hold what the volume held: they need no rule of their own."""
+    """Add the snapshots of the volumes: they hold the same data, so the same rule covers them."""
     snapshots = [f"{pattern}@*" for pattern in patterns if "@" not in pattern]
     return (*patterns, *snapshots)
 
 
 def _check_rules(root: Table, config: NbdConfig) -> None:
-    """Refuse rules that let nobody in by mistake."""
+    """Refuse rules whose `certificates` or `uids` could never match a client."""
     checked = config.files is not None and config.files.client_ca is not None
     for index, rule in enumerate(config.rules):
         if rule.certificates is not None and not checked:

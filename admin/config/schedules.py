@@ -1,14 +1,14 @@
 """Schedules of automatic snapshots in the configuration:
 
     [[schedule]]
-    name = "hourly"                     snapshots carry it; another name, another schedule
+    name = "hourly"                     snapshots carry it; a new name makes a new schedule
     volumes = ["web*", "shop"]          names and patterns, as in [[export]]
-    labels = { tier = "gold" }          volumes that carry all of these; with `volumes`, of those
+    labels = { tier = "gold" }          volumes with all these labels; with `volumes`, among them
     every = "1h"                        m, h, d, w; at round times, UTC
     keep = { hourly = 24, daily = 7 }   last, hourly, daily, weekly, monthly, yearly
 
-All volumes of a schedule are kept as they are at one moment. What a rule of `keep` keeps is the
-newest snapshot of each of so many hours, days... that have one.
+The snapshots of all volumes of a schedule are made at one moment. The rule `hourly = 24` keeps the
+newest snapshot of each of the last 24 hours that have one; the others count days, weeks...
 """
 
 from admin.config.tables import Table
@@ -21,7 +21,7 @@ def read_schedules(root: Table) -> dict[str, Schedule]:
     """The schedules by name.
 
     Raises:
-        ConfigError: something in one is not acceptable.
+        ConfigError: a key or value in one is not acceptable.
     """
     schedules: dict[str, Schedule] = {}
     for table in root.tables("schedule"):

@@ -1,10 +1,10 @@
 """Scrubbing in the configuration:
 
     [scrub]
-    every = "30d"               after the last one ended: m, h, d, w, or "never"
+    every = "30d"               after the end of the last scrub: m, h, d, w, or "never"
     rate = "50M"                bytes read per second, of all members together, or "unlimited"
 
-Both have these values when nothing is said.
+These values are the defaults.
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from admin.sizes import MIB, SizeError, parse_size
 
 EVERY_S = 30 * 86400
 RATE_BYTES = 50 * MIB
-"""A fraction of what a disk can do: clients have the rest."""
+"""A fraction of a disk's throughput, which leaves the rest to clients."""
 RATE_BYTES_MIN = MIB
-"""A piece is read at once; slower than one of them a second nothing ever ends."""
+"""1 TiB takes 12 days at this rate; at a lower one, scrubs would hardly ever end."""
 NEVER = "never"
 UNLIMITED = "unlimited"
 
 
 @dataclass(frozen=True, slots=True)
 class ScrubConfig:
-    """How often a pool is scrubbed, 0 for never, and how fast, 0 for as fast as can be."""
+    """Seconds between scrubs, 0 for never, and bytes per second, 0 for no limit."""
 
     every_s: int = EVERY_S
     rate_bytes: int = RATE_BYTES
@@ -34,7 +34,7 @@ def read_scrub(root: Table) -> ScrubConfig:
     """The table `[scrub]`.
 
     Raises:
-        ConfigError: something in it is not acceptable.
+        ConfigError: a key or value in it is not acceptable.
     """
     table = root.table("scrub")
     every_s, rate_bytes = EVERY_S, RATE_BYTES
@@ -58,7 +58,7 @@ def parse_rate(text: str) -> int:
     """Bytes per second, 0 for `unlimited`.
 
     Raises:
-        SizeError: not a rate, or too low.
+        SizeError: `text` is not a rate, or the rate is too low.
     """
     if text == UNLIMITED:
         return 0
@@ -69,7 +69,7 @@ def parse_rate(text: str) -> int:
 
 
 def check_rate(rate_bytes: int) -> int:
-    """The rate, if it is one. Raises SizeError."""
+    """Return the rate; raises SizeError when it is too low and not 0."""
     if rate_bytes and rate_bytes < RATE_BYTES_MIN:
         raise SizeError(f"too slow: {rate_bytes} bytes per second; at least 1M")
     return rate_bytes

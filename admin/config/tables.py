@@ -1,4 +1,4 @@
-"""Strict reading of TOML tables: every key is asked for by name and type, the rest is refused.
+"""Strict reading of TOML tables: callers ask for keys by name and type, other keys are refused.
 
 Messages read `FILE: KEY.PATH: what is wrong; what would be right`.
 """
@@ -22,7 +22,10 @@ _KINDS: dict[type, str] = {
 
 
 class Table:
-    """One table of a file. Ask for the keys, then call `finish` to refuse the others."""
+    """One table of a file. Ask for the keys, then call `finish` to refuse the others.
+
+    Methods raise ConfigError for a key or value that is not as expected.
+    """
 
     def __init__(self, file: Path, values: Mapping[str, object], path: str = "") -> None:
         self._file = file
@@ -75,7 +78,7 @@ class Table:
         return value
 
     def listed(self, key: str, kind: type[T]) -> tuple[T, ...] | None:
-        """The list at `key`, of one kind and never empty, if given; one value stands for itself."""
+        """The list at `key`, of one kind and never empty, or None; a lone value makes a list."""
         self._known.append(key)
         if key not in self._values:
             return None
@@ -89,7 +92,7 @@ class Table:
         return tuple(items)
 
     def size(self, key: str, *, low: int, high: int, grain: int = 1) -> int | None:
-        """The size at `key` in bytes (a string such as "8G", or a number of bytes), if given."""
+        """The size at `key` in bytes (a string such as "8G", or a number of bytes), or None."""
         self._known.append(key)
         if key not in self._values:
             return None
@@ -130,7 +133,7 @@ class Table:
             yield Table(self._file, value, f"{self._at(key)}[{index}]")
 
     def finish(self) -> None:
-        """Refuse keys that nobody asked for, with the likely one where it is near."""
+        """Refuse keys that were not asked for; the message suggests a similar one."""
         for key in self._values:
             if key not in self._known:
                 self.fail(key, f"unknown key{suggest(key, self._known)}")
@@ -152,7 +155,7 @@ class Table:
 
 
 def suggest(word: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?` when a known word is near, else the list of them."""
+    """`; did you mean ...?` when a known word is similar, else the list of known words."""
     near = difflib.get_close_matches(word.lower(), known, n=1)
     if near:
         return f"; did you mean {near[0]!r}?"

@@ -1,6 +1,6 @@
-"""From the members in the configuration to open devices: what is there, opening, creating.
+"""Opens, creates and enlarges the devices of members, and finds out what they hold.
 
-With `admin.daemon.run` the only place that names concrete devices.
+The only module of `admin` that names concrete devices.
 """
 
 import logging
@@ -24,11 +24,11 @@ _log = logging.getLogger("cenote.devices")
 
 
 async def look(members: Iterable[MemberConfig]) -> list[Found]:
-    """See what is at each member's path; nothing is changed.
+    """Find out what each member's path holds, changing nothing.
 
     Raises:
-        BusyError: somebody else uses one.
-        DeviceError: one cannot be read, or its superblocks are damaged.
+        BusyError: another process uses a device.
+        DeviceError: a device cannot be read, or its superblocks are damaged.
     """
     return [await _look_at(member) for member in members]
 
@@ -40,13 +40,13 @@ class OpenDevices:
         self._devices: list[BlockDevice] = []
 
     def open(self, member: MemberConfig, *, read_only: bool = False) -> MemberDevice:
-        """Open what is at a member's path. Raises as `look`."""
+        """Open the device at a member's path. Raises as `look`."""
         device = FileDevice.open(member.path, read_only=read_only)
         self._devices.append(device)
         return MemberDevice(device, str(member.path), member.host)
 
     async def close(self, device: BlockDevice) -> None:
-        """Close one before the others."""
+        """Close one device before the context ends."""
         self._devices.remove(device)
         await device.close()
 
@@ -62,16 +62,18 @@ class OpenDevices:
 async def opened(
     members: Iterable[Found], *, read_only: bool = False
 ) -> AsyncIterator[list[MemberDevice]]:
-    """Open what is at the members' paths until the context ends. Raises as `look`."""
+    """Open the devices at the members' paths until the context ends. Raises as `look`."""
     async with OpenDevices() as devices:
         yield [devices.open(one.member, read_only=read_only) for one in members]
 
 
 async def create(config: Config, plan: Plan) -> None:
-    """Make the files that are absent and a new pool on all members.
+    """Make the files that are absent, and a new pool on all members.
+
+    On error or cancellation, files that this call made are removed again.
 
     Raises:
-        DeviceError: something failed; files that this call made are removed again.
+        DeviceError: a file cannot be made, or a device failed.
     """
     made: list[Path] = []
     try:
@@ -95,7 +97,7 @@ async def create(config: Config, plan: Plan) -> None:
 
 
 def warn_of_thin_files(members: Iterable[Found]) -> None:
-    """Log where files promise more than their file system has left to give."""
+    """Log each file system that has less free space than its sparse members may grow to take."""
     promised: dict[int, int] = {}
     room: dict[int, tuple[int, Path]] = {}
     for one in members:
@@ -116,7 +118,7 @@ def warn_of_thin_files(members: Iterable[Found]) -> None:
 
 
 def explain_missing(error: MissingMemberError, absent: Iterable[Found]) -> MissingMemberError:
-    """The error with the paths where nothing was found, and the way out."""
+    """The error, with the paths that hold nothing and the option that opens the pool anyway."""
     paths = ", ".join(str(one.member.path) for one in absent)
     if not paths:
         return error
@@ -127,11 +129,11 @@ def explain_missing(error: MissingMemberError, absent: Iterable[Found]) -> Missi
 
 
 async def check_offline(config: Config, progress: Callable[[str, int, int], None]) -> CheckReport:
-    """Verify the pool on the members that are there, reading only.
+    """Verify the pool on the members that exist, reading only.
 
     Raises:
         BusyError: a daemon has a member open.
-        NotFoundError: no member is there.
+        NotFoundError: no path holds a member.
     """
     found, _ = set_aside(await look(config.members))
     found = [one for one in found if one.content is not Content.ABSENT]
@@ -148,7 +150,7 @@ def open_local(path: Path, *, read_only: bool) -> BlockDevice:
 
 
 def make_file(path: Path, size_bytes: int) -> BlockDevice:
-    """Make a sparse file, of an empty one if it is there, and open it. Raises as `open_local`."""
+    """Make a sparse file, or resize the one that exists, and open it. Raises as `open_local`."""
     if not path.exists():
         return FileDevice.create(path, size_bytes)
     os.truncate(path, size_bytes)
@@ -159,7 +161,7 @@ def enlarge_file(path: Path, size_bytes: int) -> None:
     """Make a file larger, durably. Blocks for as long as the file system takes.
 
     Raises:
-        InvalidArgumentError: it is no file, or not smaller.
+        InvalidArgumentError: the path is no file, or the file is not smaller.
         DeviceError: the file system refuses.
     """
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""Where the daemon's log goes: stderr, in a form that suits its reader."""
+"""Sets up the daemon's log on stderr: text, JSON, or lines for the journal of systemd."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ _SYSLOG_PRIORITY = {
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object on a line for each entry."""
+    """Formats an entry as a JSON object on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the entry as JSON."""
@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class JournalFormatter(logging.Formatter):
-    """The priority in front as systemd reads it; the journal adds the time itself."""
+    """Starts each line with its priority, `<4>`, as systemd reads it; the journal adds the time."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the entry with a priority on each line."""
@@ -55,6 +55,6 @@ def set_up_logging(level: str, *, as_json: bool) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # Their entries at lower levels are about single requests.
+    # At lower levels these libraries log single requests.
     for chatty in ("hypercorn", "httpx", "httpcore", "asyncio"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))

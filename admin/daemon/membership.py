@@ -1,7 +1,7 @@
-"""Members are added and grown while the pool is served.
+"""Adds and grows members while the pool is served.
 
-The path of a new member is in the home's record before the pool can come to count on it, so
-whatever interrupts the rest, the next start finds it: as a member, or as a device to be set aside.
+The path of a new member is written to the home's record before the pool can depend on it. If the
+rest is interrupted, the next start opens the device, and takes it as a member or sets it aside.
 """
 
 import logging
@@ -34,18 +34,18 @@ from storage.pool import MemberDevice
 _log = logging.getLogger("cenote.daemon")
 
 UNTOUCHED = (ExistsError, ForeignMemberError, InvalidArgumentError, MemberTooSmallError)
-"""With these a device is refused before anything is written to it."""
+"""Errors that refuse a device before anything is written to it."""
 
 
 class Grower(Protocol):
     """Adds members to a pool and grows them; see `storage.members.growth.Growth`."""
 
     async def add(self, offered: MemberDevice) -> UUID:
-        """Make a device a member; whatever it held is lost. Returns its UUID."""
+        """Make a device a member, which loses its old content. Returns its UUID."""
         ...
 
     async def grow(self, uuid: UUID) -> int:
-        """Use all of a member that has become larger; returns its bytes."""
+        """Use all of a member whose device has become larger. Returns its size in bytes."""
         ...
 
 
@@ -75,7 +75,10 @@ class Membership:
         self._lock = trio.Lock()
 
     def settle(self) -> None:
-        """Write down who the members are, right after the pool was opened."""
+        """Record the members, right after the pool was opened.
+
+        Removes devices from the record that were to be added and did not become members.
+        """
         known = {member.uuid: member for member in self._record.members}
         paths = set()
         for info in self._pool.info().members:
@@ -95,9 +98,12 @@ class Membership:
     ) -> MemberInfo:
         """Make a file or disk a member; a file that is absent is made, sparse.
 
+        Cancellation is put off while the device is made a member.
+
         Raises:
-            RefusedError: it might hold data, and `force` is not set.
-            InvalidArgumentError, ExistsError, DeviceError: it cannot be a member.
+            RefusedError: the device might hold data, and `force` is not set; or the disk, or the
+                directory of the file, is not there.
+            InvalidArgumentError, ExistsError, DeviceError: the device cannot be a member.
         """
         member = MemberConfig(path, size_bytes, host)
         _check_size(size_bytes)
@@ -151,7 +157,7 @@ class Membership:
 
         Raises:
             NotFoundError: no member has this path or UUID.
-            InvalidArgumentError, DeviceError: it has not become larger, or cannot.
+            InvalidArgumentError, DeviceError: the device has not become larger, or cannot.
         """
         _check_size(size_bytes)
         async with self._lock:
@@ -189,7 +195,7 @@ def _check_size(size_bytes: int | None) -> None:
 
 
 async def _prepare(found: Found, *, force: bool) -> bool:
-    """Make sure that a device of some size is there; True when its file was made here."""
+    """Check the device, and give a file its size; True when this call made the file."""
     path, size_bytes = found.member.path, found.member.size_bytes
     if found.content is Content.OTHER and not force:
         raise RefusedError(

@@ -1,4 +1,4 @@
-"""The NBD server of a daemon: its sockets, TLS and rules as configured, and its clients."""
+"""The NBD server of a daemon: its sockets, TLS, access rules and clients."""
 
 import ipaddress
 import logging
@@ -32,13 +32,13 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def load_tls(config: NbdConfig, file: Path | None) -> ssl.SSLContext | None:
-    """Return what TLS needs, or None where it is off.
+    """Load the certificates and the key for TLS; None when TLS is off.
 
     Args:
-        file: the configuration, for messages.
+        file: the path of the configuration, for messages.
 
     Raises:
-        ConfigError: a certificate or key is missing or not what it should be.
+        ConfigError: a certificate or key is missing or cannot be used.
     """
     files = config.files
     if files is None:
@@ -77,7 +77,9 @@ class NbdService:
     async def run(
         self, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve until `stop`; started with the endpoints once clients may connect.
+        """Serve until `stop` is called.
+
+        The task starts with the list of endpoints, once clients can connect.
 
         Raises:
             HomeError: a socket cannot be made.
@@ -89,17 +91,17 @@ class NbdService:
             task_status.started(self._endpoints(listeners))
 
     def stop(self) -> None:
-        """Take no more clients; `run` returns when those there are served, in bounded time."""
+        """Take no more clients; `run` returns after the requests in flight, within `grace_s`."""
         self._server.stop()
 
-    # -- clients, as `admin.api.interfaces` has it
+    # -- clients: `ClientControl` of `admin.api.interfaces`
 
     def clients(self) -> list[ClientInfo]:
-        """Who is connected now, oldest first."""
+        """The connections, oldest first."""
         return [_info(client) for client in self._server.clients()]
 
     def exports(self) -> list[ExportInfo]:
-        """What was done with each export that had clients, by name."""
+        """The counts of each export that had clients, sorted by name."""
         using = [client.export for client in self._server.clients()]
         return [
             ExportInfo(
@@ -121,7 +123,7 @@ class NbdService:
         return [_info(client) for client in gone]
 
     def holding(self, concerns: Callable[[str], bool]) -> AbstractContextManager[None]:
-        """Let clients that ask for these exports wait; see `admin.api.interfaces`."""
+        """Make clients that ask for these exports wait; see `admin.api.interfaces`."""
         return self._exports.holding(concerns)
 
     # -- sockets
@@ -137,7 +139,7 @@ class NbdService:
             if config.tcp is not None:
                 where = str(config.tcp)
                 terms = TlsTerms(config.tls, self._context)
-                # In a thread: the name may have to be looked up.
+                # In a thread, as the lookup of a host name blocks.
                 listeners += await trio.to_thread.run_sync(
                     listen_tcp, config.tcp.host, config.tcp.port, terms
                 )
@@ -181,7 +183,7 @@ def _describe(name: str) -> str:
     return "snapshot" if "@" in name else "volume"
 
 
-# -- what an administrator should know
+# -- warnings for the administrator
 
 
 def _warn_of_reach(config: NbdConfig, home: Home, listeners: Sequence[Listener]) -> None:
@@ -216,7 +218,7 @@ def _warn_of_address(config: NbdConfig, address: str) -> None:
 
 
 def _is_open(rules: Sequence[AccessRule]) -> bool:
-    """Whether volumes that no rule names may be used by a client of which nothing is known."""
+    """Whether a client without a known user or certificate may use volumes that no rule names."""
     for rule in rules:
         if "*" in rule.exports:
             return rule.certificates is None and rule.uids is None

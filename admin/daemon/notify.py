@@ -1,4 +1,4 @@
-"""Tell the service manager how the daemon is doing (sd_notify), where there is one."""
+"""Tells the service manager, if there is one, the state of the daemon: sd_notify(3)."""
 
 import os
 import socket
@@ -7,7 +7,7 @@ import socket
 def notify(*lines: str) -> None:
     """Send `READY=1`, `STATUS=...` and the like to NOTIFY_SOCKET.
 
-    Does nothing without one, and ignores a manager that does not listen.
+    Does nothing when NOTIFY_SOCKET is not set, and ignores errors of the socket.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address.startswith(("/", "@")):

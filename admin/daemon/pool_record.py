@@ -1,8 +1,8 @@
-"""`HOME/pool/pool.json`: which pool this home serves, so that its absence is noticed.
+"""`HOME/pool/pool.json`: the record of the pool that this home serves.
 
 Without it, a daemon started before its disks are mounted would find no members and make a new,
-empty pool in their place. Members that were added by command are here as well: they are opened at
-each start beside those of the configuration, and may be named there too.
+empty pool in their place. The record also names the members that were added by command: they are
+opened at each start beside the members of the configuration, which may name them too.
 """
 
 import json
@@ -21,7 +21,7 @@ from admin.home import Home
 
 @dataclass(frozen=True, slots=True)
 class MemberRecord:
-    """A member by its UUID and the path where it was last."""
+    """The UUID of a member and its last path."""
 
     uuid: UUID
     path: str
@@ -29,7 +29,7 @@ class MemberRecord:
 
 @dataclass(frozen=True, slots=True)
 class AddedRecord:
-    """A member that was added by command. Until it has `joined`, it may be one or not."""
+    """A device that was added by command; it may or may not be a member until it has `joined`."""
 
     path: str
     host: str
@@ -38,7 +38,10 @@ class AddedRecord:
 
 @dataclass(frozen=True, slots=True)
 class PoolRecord:
-    """The pool of a home; `created` is UTC, ISO 8601; `config` is None for the built-in one."""
+    """The pool of a home.
+
+    `created` is the time of the record, UTC, ISO 8601; `config` is None for the built-in one.
+    """
 
     pool: UUID
     created: str
@@ -48,7 +51,7 @@ class PoolRecord:
 
 
 def new_record(pool: UUID) -> PoolRecord:
-    """A record of a pool met just now, its members not yet known."""
+    """A new record of a pool, without its members."""
     return PoolRecord(pool, datetime.now(UTC).isoformat(timespec="seconds"))
 
 
@@ -56,7 +59,7 @@ def read_record(home: Home) -> PoolRecord | None:
     """The record of the home, or None when it never served a pool.
 
     Raises:
-        HomeError: it is there and cannot be understood.
+        HomeError: the file exists and cannot be read or understood.
     """
     path = _path(home)
     try:
@@ -86,8 +89,8 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def choose_config(home: Home, file: Path | None) -> Config:
-    """The configuration to use: the one named, else the home's last one, else the built-in one;
-    with the members that were added since.
+    """The configuration to use: `file`, else the home's last one, else the built-in one; with the
+    members that were added by command.
 
     Raises:
         ConfigError: the file is missing or wrong.
@@ -101,7 +104,7 @@ def choose_config(home: Home, file: Path | None) -> Config:
 
 
 def with_added(config: Config, added: Iterable[AddedRecord]) -> Config:
-    """The configuration with members that were added by command, those it names left out."""
+    """The configuration with the members added by command, each only once."""
     named = {os.path.realpath(member.path) for member in config.members}
     more = [
         MemberConfig(Path(one.path), None, one.host, joining=not one.joined)
@@ -112,7 +115,7 @@ def with_added(config: Config, added: Iterable[AddedRecord]) -> Config:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make names made in `directory` durable."""
+    """Make the names in `directory` durable."""
     handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""`HOME/pool/scrub.json`: how far the scrub of the pool is, and what the last one found."""
+"""`HOME/pool/scrub.json`: the progress and the findings of the pool's scrubs."""
 
 import json
 
@@ -12,20 +12,20 @@ from admin.home import Home
 
 
 class FileKeeper:
-    """Keeps it in the home.
+    """Keeps the record of scrubs in the home.
 
-    Not in the pool: how far a scrub is says nothing about the pool's data, and must not cost a
-    commit; without the file a scrub begins anew, and nothing is lost.
+    Not in the pool, where each save would cost a commit. If the file is lost, the scrub begins
+    anew; no data depends on it.
     """
 
     def __init__(self, home: Home) -> None:
         self._path = home.pool_dir / "scrub.json"
 
     def load(self) -> ScrubRecord | None:
-        """Read the file. A damaged one counts as none.
+        """Read the record; None when the file is absent or damaged.
 
         Raises:
-            HomeError: it is there and cannot be read.
+            HomeError: the file exists and cannot be read.
         """
         try:
             return decode(ScrubRecord, json.loads(self._path.read_text("utf-8")))
@@ -37,7 +37,7 @@ class FileKeeper:
             return None
 
     async def save(self, record: ScrubRecord) -> None:
-        """Write the file, in a thread. Raises OSError."""
+        """Replace the file, in a thread. Raises OSError."""
         await trio.to_thread.run_sync(self._write, record)
 
     def _write(self, record: ScrubRecord) -> None:

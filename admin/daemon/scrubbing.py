@@ -1,7 +1,8 @@
-"""Runs scrubs of a pool: when they are due or asked for, at a rate, over restarts.
+"""Runs the scrubs of a pool when they are due or a command asks for one, at a limited rate.
 
-How far a scrub is and what it found is saved now and then, so after a restart it goes on there.
-What interrupts it is logged, told by `cenote scrub status`, and it is tried again.
+The progress and the findings of a scrub are saved now and then, so that it continues after a
+restart. An error that interrupts a scrub is logged and shown by `cenote scrub status`, and the
+scrub is tried again.
 """
 
 import logging
@@ -23,26 +24,26 @@ from storage.verify.scrub_pass import ScrubPass, Stage
 _log = logging.getLogger("cenote.scrub")
 
 LOOK_INTERVAL_S = 60.0
-"""How often the clock is looked at; scrubs are days apart."""
+"""Time between two looks at the clock; scrubs are days apart."""
 SAVE_INTERVAL_S = 30.0
-"""So much is read again after a crash."""
+"""After a crash, the work of so many seconds is done again."""
 RETRY_S = 30.0
 RETRY_S_MAX = 3600.0
 
 
 class ScrubEngine(Protocol):
-    """What reads the pool: `storage.verify.scrub.Scrubber`."""
+    """Reads and repairs the pool; `storage.verify.scrub.Scrubber` is one."""
 
     def new_pass(self) -> ScrubPass:
-        """A pass over what there is now."""
+        """A new pass over the present content of the pool."""
         ...
 
     async def run(self, scrub: ScrubPass, throttle: Throttle) -> None:
-        """Go on with a pass to its end."""
+        """Continue a pass to its end."""
         ...
 
     def total_bytes(self, scrub: ScrubPass) -> int:
-        """About how much the pass reads in all."""
+        """An estimate of the bytes that the pass reads in all."""
         ...
 
 
@@ -70,7 +71,7 @@ class Scrubbing:
         self._apply_rate()
         self._changed = trio.Event()
         self._scope: trio.CancelScope | None = None
-        """Of the run under way."""
+        """Cancels the run under way."""
         self._ended = trio.Event()
         self._error: str | None = None
         self._saving = trio.Lock()
@@ -78,7 +79,7 @@ class Scrubbing:
     def _stamp(self) -> str:
         return self._now().isoformat(timespec="seconds")
 
-    # -- how things stand
+    # -- state
 
     def info(self) -> ScrubInfo:
         """The current or last scrub, and when the next one is due."""
@@ -100,7 +101,7 @@ class Scrubbing:
         return current.rate_bytes
 
     def _apply_rate(self) -> None:
-        # Without bursts: what was not read in time must not be made up for at once.
+        # Without bursts: a scrub that fell behind its rate must not catch up at full speed.
         self._throttle.change(Limits(bytes_per_s=self._rate(), burst_s=0.0))
 
     @property
@@ -109,7 +110,7 @@ class Scrubbing:
         return current is not None and current.state is ScrubState.RUNNING
 
     def _due(self) -> datetime | None:
-        """When the next one is to start by itself."""
+        """When the next scrub starts by itself; None while one runs, and when scrubs are off."""
         if not self._config.every_s or self._is_running:
             return None
         current = self._record.current
@@ -121,15 +122,17 @@ class Scrubbing:
         if due is None:
             return False
         every = timedelta(seconds=self._config.every_s)
-        if due - self._now() > every:  # the clock was wrong then, or is now
+        if due - self._now() > every:  # the last scrub is in the future: a clock was or is wrong
             return trio.current_time() - self._began >= self._config.every_s
         return self._now() >= due
 
-    # -- what can be done
+    # -- commands
 
     async def start(self, rate_bytes: int | None = None, *, fresh: bool = False) -> ScrubInfo:
-        """Begin a scrub, or go on with the one that runs or was stopped, unless it is to be a fresh
-        one. `rate_bytes`, 0 for no limit, counts from now on to its end.
+        """Begin a scrub, or continue the one that runs or was stopped, unless `fresh`.
+
+        `rate_bytes`, 0 for no limit, counts from now on to the end of the scrub. With None a scrub
+        keeps its rate, and a new one has that of the configuration.
         """
         current = self._record.current
         if current is not None and current.state is not ScrubState.DONE and not fresh:
@@ -145,7 +148,7 @@ class Scrubbing:
         return self.info()
 
     async def stop(self) -> ScrubInfo:
-        """Stop the scrub that runs, if any; it can be gone on with."""
+        """Stop the scrub that runs, if any; `start` continues it."""
         if await self._halt():
             await self._save()
         return self.info()
@@ -166,7 +169,7 @@ class Scrubbing:
         self._error = None
 
     async def _halt(self) -> bool:
-        """Stop what runs, if anything does."""
+        """Stop the scrub that runs; False when none does."""
         current = self._record.current
         if current is None or not self._is_running:
             return False
@@ -180,7 +183,7 @@ class Scrubbing:
     # -- in the background
 
     async def run(self) -> None:
-        """Scrub when it is due or asked for, for ever. Cancelled, it saves how far it is."""
+        """Scrub for ever, when a scrub is due or asked for. Saves the progress on cancellation."""
         await self._save()
         failures = 0
         while True:
@@ -198,7 +201,7 @@ class Scrubbing:
                 await self._changed.wait()
 
     async def _run_once(self) -> bool:
-        """Go on with the current scrub; False when it has to be tried again."""
+        """Continue the current scrub; False when it has to be tried again."""
         run = self._record.current
         assert run is not None
         self._ended, self._error = trio.Event(), None
@@ -236,7 +239,7 @@ class Scrubbing:
     async def _save(self) -> None:
         async with self._saving:
             record = self._record
-            if record.current is not None:  # the engine goes on with it meanwhile
+            if record.current is not None:  # the engine changes it while it is saved
                 result = record.current.result
                 copied = replace(
                     result, findings=list(result.findings), skipped=list(result.skipped),
@@ -254,7 +257,7 @@ def _is_done(run: ScrubRun) -> bool:
 
 
 def summary(result: ScrubPass) -> str:
-    """What was read and found, in one line."""
+    """The bytes read and the findings of a pass, in one line."""
     rate = f", {human(int(result.read_bytes / result.seconds))}/s" if result.seconds >= 1 else ""
     return (
         f"{human(result.read_bytes)} read in {result.seconds:.0f} s{rate}; "

@@ -1,13 +1,13 @@
-"""Whether a start opens a pool or creates one: the rules that keep data from being overwritten.
+"""Decides whether a start opens a pool or creates one, so that no data is overwritten.
 
-Pure: from what was found at each member's path to a decision, or a refusal that says what to do.
+Pure: takes the content of each member's path, and returns a plan, or refuses and says what to do.
 
-    found at the members' paths             decision
-    some carry a superblock                 open with those; storage refuses if one is needed
-    ... and another exists without one      refuse: it is not the member it stands for
-    none, and this home served a pool       refuse: disks are not mounted, not new
-    none, one holds other data              refuse, unless --format names it
-    none, all absent, empty or named        create
+    members' paths with a superblock        decision
+    some; all other paths are absent        open; storage refuses if an absent member is needed
+    some; another path has other content    refuse: the member of that path was replaced
+    none; this home served a pool           refuse: the disks are not mounted
+    none; one path holds other data         refuse, unless --format names it
+    none; all absent, empty or named        create
 """
 
 from collections.abc import Collection, Sequence
@@ -23,12 +23,12 @@ from storage.errors import ForeignMemberError, InvalidArgumentError, MissingMemb
 
 
 class Content(Enum):
-    """What is at the path of a member."""
+    """The kinds of content at the path of a member."""
 
     ABSENT = auto()
-    """Nothing."""
+    """The path does not exist."""
     EMPTY = auto()
-    """A file without any data: of no size, or all hole."""
+    """A file without data: of no size, or all holes."""
     POOL = auto()
     """A member of some pool."""
     OTHER = auto()
@@ -37,7 +37,7 @@ class Content(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is at the path of `member`; `pool` is set when it carries a superblock."""
+    """The content at the path of `member`; `pool` is set when it has a superblock."""
 
     member: MemberConfig
     content: Content
@@ -47,7 +47,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Create a pool on all members, or open it with `use` while `absent` are not there."""
+    """Create a pool on the members `use`, or open it with them and without the `absent` ones."""
 
     create: bool
     use: list[Found]
@@ -61,13 +61,14 @@ def make_plan(
     format_paths: Collection[Path] = (),
     without: Collection[UUID] = (),
 ) -> Plan:
-    """Decide what a start does.
+    """Decide whether a start opens or creates the pool.
 
     Raises:
-        MissingMemberError: members are not there that were.
+        MissingMemberError: the path of a member holds something else, or all members are missing.
         ForeignMemberError: the members belong to different pools.
-        RefusedError: creating might overwrite something.
+        RefusedError: creating might overwrite data, or this home served another pool.
         ConfigError: a file is to be created and its size is not given.
+        InvalidArgumentError: `format_paths` names a path that is no member's.
     """
     pools = {one.pool: one.member.path for one in found if one.pool is not None}
     if not pools:
@@ -100,8 +101,10 @@ def make_plan(
 
 
 def set_aside(found: Sequence[Found]) -> tuple[list[Found], list[Found]]:
-    """Tell members from devices that were about to be added when that was interrupted, and carry
-    no superblock of this pool: those are left out."""
+    """Separate devices whose adding was interrupted before they got a superblock of this pool.
+
+    Returns the members, then the devices to leave out.
+    """
     pools = {one.pool for one in found if one.pool is not None and not one.member.joining}
     kept: list[Found] = []
     aside: list[Found] = []
@@ -115,7 +118,7 @@ def resolve_without(words: Sequence[str], record: PoolRecord | None) -> dict[UUI
     """The members that `--without` names, by UUID or path, with the path where that is known.
 
     Raises:
-        InvalidArgumentError: a word names no member that this home has met.
+        InvalidArgumentError: a path is not that of a member which this home has served.
     """
     known = record.members if record else []
     resolved: dict[UUID, str | None] = {}

@@ -11,11 +11,11 @@ from storage.info import PoolInfo
 _log = logging.getLogger("cenote.pool")
 
 LOOK_INTERVAL_S = 10.0
-"""At 1 GB/s that is 10 GB: pools for which that is much should not be this full."""
+"""At 1 GB/s clients write 10 GB meanwhile: too little to fill most pools from a step to the end."""
 
 
 async def warn_of_filling(info: Callable[[], PoolInfo]) -> None:
-    """Look at the pool forever, and log each step of filling once."""
+    """Look at the pool for ever, and log each step of filling once."""
     fullness = Fullness()
     while True:
         pool = info()

@@ -15,11 +15,11 @@ from admin.names import printable
 from admin.reports.base import Report
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with the name of the work under way, the amount that is done, and the total amount."""
 
 
 def show(report: Report, *, as_json: bool, on_stderr: bool = False) -> None:
-    """Write a report to stdout, or to stderr where stdout is taken."""
+    """Write a report to stdout, or to stderr where stdout carries a stream."""
     with redirect_stdout(sys.stderr if on_stderr else sys.stdout):
         if as_json:
             sys.stdout.write(json.dumps(report.json_value(), indent=2) + "\n")
@@ -28,7 +28,10 @@ def show(report: Report, *, as_json: bool, on_stderr: bool = False) -> None:
 
 
 def show_event(report: Report, *, as_json: bool) -> None:
-    """Write a report while the program goes on: JSON takes one line, text is flushed at once."""
+    """Write a report of a program that goes on running: flushed at once, and JSON on one line.
+
+    Does nothing when stdout is a pipe without a reader.
+    """
     try:
         if as_json:
             sys.stdout.write(json.dumps(report.json_value()) + "\n")
@@ -36,11 +39,11 @@ def show_event(report: Report, *, as_json: bool) -> None:
         else:
             _write_text(report)
     except BrokenPipeError:
-        drop_stdout()  # the program is worth more than its greeting
+        drop_stdout()  # the daemon goes on without a reader of its greeting
 
 
 def drop_stdout() -> None:
-    """Let further output go nowhere: its reader is gone, and Python would complain on exit."""
+    """Discard further output: the pipe has no reader, and Python would complain on exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -53,7 +56,7 @@ def show_error(error: BaseException, *, as_json: bool) -> None:
 
 
 def ask(question: str) -> bool | None:
-    """Ask on the terminal; None when there is no terminal to ask on."""
+    """Ask on the terminal for yes or no; None when there is no terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
     sys.stderr.write(f"{printable(question)} [y/N] ")
@@ -63,10 +66,10 @@ def ask(question: str) -> bool | None:
 
 @contextmanager
 def progress(*, show: bool = True, in_bytes: bool = False) -> Iterator[Progress]:
-    """Show progress on stderr while the context lasts; nothing when that is no terminal.
+    """Show progress on stderr while the context lasts; nothing when stderr is no terminal.
 
     Args:
-        in_bytes: what is counted is bytes, whose speed is of interest.
+        in_bytes: the amounts are bytes; show them with units and with their speed.
     """
     if not (show and sys.stderr.isatty()):
         yield lambda what, done, total: None
@@ -92,4 +95,4 @@ def progress(*, show: bool = True, in_bytes: bool = False) -> Iterator[Progress]
 
 def _write_text(report: Report) -> None:
     sys.stdout.writelines(report.text())
-    sys.stdout.flush()  # here, where an error of the reader that has gone is caught
+    sys.stdout.flush()  # here, where a BrokenPipeError is handled; not at the exit of Python

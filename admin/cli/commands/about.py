@@ -1,4 +1,4 @@
-"""`cenote version` and `cenote help`: what can be said without a daemon."""
+"""`cenote version` and `cenote help`, which need no daemon."""
 
 import platform
 from typing import Annotated

@@ -22,7 +22,7 @@ EPILOG = examples("cenote check", "cenote check pool-configs/two-copies.toml --j
 
 @dataclass(frozen=True, slots=True)
 class CheckOptions:
-    """The pool to check: of a configuration, else the one that the home served last."""
+    """The pool to check: that of a configuration, else the one that the home served last."""
 
     home: Home
     config_file: Path | None

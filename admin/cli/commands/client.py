@@ -1,4 +1,4 @@
-"""`cenote client`: who is connected, and sending them away."""
+"""`cenote client`: list and disconnect NBD clients."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -27,7 +27,7 @@ def list_all(client: Client, _: None) -> ClientsReport:
 
 
 def list_exports(client: Client, _: None) -> ExportsReport:
-    """List what was done with each export."""
+    """List the exports that had clients, with their counts."""
     return ExportsReport(client.exports())
 
 

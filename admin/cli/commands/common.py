@@ -1,4 +1,4 @@
-"""What every command shares: the --home, --json and --yes options, and running against a daemon."""
+"""Shared by the commands: the --home, --json and --yes options, and running against a daemon."""
 
 import shlex
 import shutil
@@ -45,7 +45,7 @@ Options = TypeVar("Options")
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """Options that stand before the noun, on the command, or both; the command's win."""
+    """Options that may precede the noun, follow the command, or both; those of the command win."""
 
     home: Path | None = None
     as_json: bool = False
@@ -89,13 +89,13 @@ def ask_daemon(
 
 
 def serve_command(common: Common) -> str:
-    """How to start the daemon that these options speak of."""
+    """The command that starts the daemon of these options."""
     return f"{program()} serve{home_words(common)}"
 
 
 def program() -> str:
-    """What to type for this program: `cenote`, or the path by which it was called where the shell
-    would not find it, as in the environment that `make run` makes."""
+    """The word that calls this program: `cenote`, or the path of this call where the shell would
+    not find `cenote`, as in the environment that `make run` makes."""
     called = sys.argv[0]
     is_ours = Path(called).name == "cenote"
     return shlex.quote(called) if is_ours and shutil.which("cenote") is None else "cenote"
@@ -122,10 +122,10 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def size_argument(text: str, option: str = "--size") -> int:
-    """The size of a volume, or of a part of it, from an option.
+    """The size of a volume, or of a part of it, from an option, in bytes.
 
     Raises:
-        UsageError: not a size that a volume can have.
+        UsageError: a volume cannot have that size.
     """
     try:
         return parse_volume_size(text)
@@ -134,5 +134,5 @@ def size_argument(text: str, option: str = "--size") -> int:
 
 
 def uri_of(client: Client, export: str) -> str | None:
-    """Where clients of this machine connect to `export`."""
+    """The URI of `export` for clients on this machine, or None."""
     return client.daemon().uri(export)

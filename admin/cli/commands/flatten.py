@@ -1,4 +1,4 @@
-"""`cenote volume flatten`: a clone that stands alone."""
+"""`cenote volume flatten`: make a clone independent of other volumes."""
 
 import time
 from dataclasses import dataclass
@@ -33,10 +33,10 @@ class FlattenOptions:
 
 
 def flatten(client: Client, options: FlattenOptions) -> VolumeReport:
-    """Begin, and show how far it is until it is done.
+    """Begin to flatten a clone and show the progress until it is done, or stop flattening it.
 
     Raises:
-        WaitsError: something is in the way; it goes on by itself when that is over.
+        WaitsError: the daemon cannot go on now; it continues by itself as soon as it can.
     """
     name = options.name
     volume = client.flatten(name, on=not options.cancel)

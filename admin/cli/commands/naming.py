@@ -1,4 +1,4 @@
-"""Commands that volumes and snapshots share: renaming, and what is written on them."""
+"""Commands that volumes and snapshots share: renaming, promoting, and setting properties."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -66,7 +66,7 @@ class RenameOptions:
 
 @dataclass(frozen=True, slots=True)
 class NoteOptions:
-    """A volume or snapshot, and what changes on it."""
+    """A volume or snapshot, and the properties to change."""
 
     name: SnapshotName | str
     notes: dict[str, object] = field(default_factory=dict)
@@ -93,14 +93,14 @@ def promote(client: Client, name: str) -> VolumeReport:
 
 
 def note_volume(client: Client, options: NoteOptions) -> VolumeReport:
-    """Write on a volume."""
+    """Change properties of a volume."""
     client.note(str(options.name), options.notes)
     volume = client.volume(str(options.name))
     return VolumeReport("changed volume", volume, uri_of(client, volume.name))
 
 
 def note_snapshot(client: Client, options: NoteOptions) -> SnapshotReport:
-    """Write on a snapshot."""
+    """Change properties of a snapshot."""
     name = options.name
     assert isinstance(name, SnapshotName)
     client.note(str(name), options.notes)

@@ -51,7 +51,7 @@ def info_command(
 ) -> None:
     """Show what a server says of an export, or of all its exports if the URI names none."""
     common = common_options(context, home, as_json)
-    # Both libraries take longer to import than other commands take to run.
+    # trio and the NBD client take longer to import than other commands take to run.
     from admin.cli.inspect import inspect
 
     show(inspect(uri, with_map=with_map), as_json=common.as_json)
@@ -136,7 +136,7 @@ def _request_size(text: str) -> int:
 
 
 def _checked(options: "CopyOptions") -> "CopyOptions":
-    """The options with paths made plain; refuse what cannot be meant."""
+    """The options with `~` expanded; refuses equal ends, and a directory that does not exist."""
     from admin.cli.copying import is_uri
 
     ends = [

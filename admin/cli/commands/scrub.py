@@ -1,4 +1,4 @@
-"""`cenote scrub`: reads everything that is live on every copy, and repairs what is bad."""
+"""`cenote scrub`: verify every copy of all live data, and repair bad copies."""
 
 import time
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ LOOK_INTERVAL_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class StartOptions:
-    """How to scrub; `rate_bytes` is None for that of the configuration, 0 for no limit."""
+    """Options of a scrub; `rate_bytes` is None for that of the configuration, 0 for no limit."""
 
     rate_bytes: int | None
     fresh: bool
@@ -30,7 +30,7 @@ class StartOptions:
 
 
 def start(client: Client, options: StartOptions) -> ScrubReport:
-    """Begin or go on, and show how far it is until it ends."""
+    """Begin or continue a scrub; with `wait`, show the progress until it ends."""
     info = client.start_scrub(rate_bytes=options.rate_bytes, fresh=options.fresh)
     if options.wait:
         with progress(in_bytes=True) as show:

@@ -1,4 +1,4 @@
-"""`cenote serve`: run the daemon in the foreground, as service managers and terminals like it."""
+"""`cenote serve`: run the daemon in the foreground, for service managers and terminals."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,7 +28,7 @@ EPILOG = examples(
 
 
 class LogLevel(StrEnum):
-    """How much the log tells."""
+    """The lowest level of entries in the log."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -38,7 +38,7 @@ class LogLevel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """What to serve and what to say meanwhile."""
+    """The pool to serve, and the form of the log and of the greeting."""
 
     home: Home
     common: Common
@@ -50,7 +50,7 @@ class ServeOptions:
 
 
 def serve(options: ServeOptions) -> None:
-    """Serve until a signal; raises what made it stop otherwise."""
+    """Serve until a signal; raises the error that stopped the daemon otherwise."""
     # The daemon's libraries take longer to import than other commands take to run.
     from admin.daemon.logs import set_up_logging
     from admin.daemon.nbd_service import load_tls

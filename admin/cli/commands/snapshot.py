@@ -47,7 +47,7 @@ class ListOptions:
 
 @dataclass(frozen=True, slots=True)
 class TreeOptions:
-    """All volumes, or the family of one."""
+    """All volumes, or those in the tree of one."""
 
     volume: str | None
 
@@ -76,13 +76,13 @@ def list_all(client: Client, options: ListOptions) -> SnapshotsReport:
 
 
 def tree(client: Client, options: TreeOptions) -> TreeReport:
-    """Show what stands on what."""
+    """Show the tree of volumes, snapshots and clones."""
     nodes = client.tree()
     return TreeReport(nodes if options.volume is None else family_of(options.volume, nodes))
 
 
 def family_of(volume: str, nodes: list[TreeNode]) -> list[TreeNode]:
-    """The part of a tree that a volume is in.
+    """The nodes of the tree that a volume is in.
 
     Raises:
         NotFoundError: there is no such volume.
@@ -100,7 +100,7 @@ def family_of(volume: str, nodes: list[TreeNode]) -> list[TreeNode]:
 
 
 def delete(client: Client, options: SnapshotOptions) -> DeletedReport:
-    """Delete a snapshot after asking, which only one that exists is worth."""
+    """Delete a snapshot that exists, after asking."""
     client.snapshot(options.name)
     confirm(f"Delete snapshot {options.name}?", yes=options.yes)
     client.delete_snapshot(options.name, disconnect=options.disconnect)
@@ -108,7 +108,7 @@ def delete(client: Client, options: SnapshotOptions) -> DeletedReport:
 
 
 def rollback(client: Client, options: SnapshotOptions) -> VolumeReport:
-    """Go back to a snapshot after asking."""
+    """Roll a volume back to a snapshot that exists, after asking."""
     name = options.name
     client.snapshot(name)
     question = f"Discard everything written to {name.volume} since {name}?"

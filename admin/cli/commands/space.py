@@ -1,4 +1,4 @@
-"""`cenote pool df` and `cenote volume df`: where the bytes are."""
+"""`cenote pool df` and `cenote volume df`: the use of space."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -18,7 +18,7 @@ NowOption = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class SpaceOptions:
-    """Whose space, None for all volumes, and whether to count anew."""
+    """A volume, None for all, and whether to write a checkpoint first, for exact figures."""
 
     volume: str | None
     now: bool

@@ -102,7 +102,7 @@ def send_command(
     what, base = parse_snapshot(name), None if since is None else parse_snapshot(since)
     if to is None:
         _check_stdout(as_name is not None or discard)
-    # Takes longer to import than other commands take to run.
+    # This module takes longer to import than other commands take to run.
     from admin.cli.streams import send, send_to
 
     with (
@@ -147,7 +147,7 @@ def receive_command(
     """
     common = common_options(context, home, as_json)
     destination = _destination(name, discard=discard)
-    # Takes longer to import than other commands take to run.
+    # This module takes longer to import than other commands take to run.
     from admin.cli.streams import interrupted, receive
 
     with (

@@ -51,8 +51,8 @@ class ResizeOptions:
 
 @dataclass(frozen=True, slots=True)
 class DeleteOptions:
-    """A volume to delete, with its snapshots and in spite of its clients if so wished; `yes`
-    skips the question."""
+    """A volume to delete; `snapshots` deletes its snapshots too, `disconnect` disconnects its
+    clients, `yes` skips the question."""
 
     name: str
     snapshots: bool
@@ -72,7 +72,7 @@ def list_all(client: Client, _: None) -> VolumesReport:
 
 
 def resize(client: Client, options: ResizeOptions) -> ResizedReport:
-    """Resize a volume and say who has not noticed."""
+    """Resize a volume, and list the clients that still see its old size."""
     if options.shrink:
         question = f"Discard what {options.name} holds behind {human(options.size_bytes)}?"
         confirm(question, yes=options.yes)

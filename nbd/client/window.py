@@ -16,7 +16,7 @@ class Window:
         self._waiting: deque[tuple[int, trio.lowlevel.Task]] = deque()
 
     async def acquire(self, size: int) -> None:
-        """Take room for a request; does not suspend if there is some. When cancelled, takes none."""
+        """Take room for a request; suspends only if there is none. When cancelled, takes none."""
         if not self._waiting and self._fits(size):
             self._take(size)
             return

@@ -8,14 +8,14 @@
     POST   /v1/members/grow                    {member, size_bytes} -> MemberInfo
     GET    /v1/clients                         list of ClientInfo
     POST   /v1/clients/disconnect              {numbers} or {export} or {everyone: true}
-                                               -> list of ClientInfo, those that had to go
+                                               -> list of ClientInfo, the disconnected clients
     GET    /v1/exports                         list of ExportInfo
     GET    /v1/volumes                         list of VolumeInfo
     POST   /v1/volumes                         {name, size_bytes} -> VolumeInfo
     GET    /v1/volumes/VOL                     VolumeInfo
     PATCH  /v1/volumes/VOL                     {size_bytes} -> VolumeInfo
-    DELETE /v1/volumes/VOL                     ?snapshots=true deletes those too, ?disconnect
-    GET    /v1/tree                            list of TreeNode: what stands on what
+    DELETE /v1/volumes/VOL                     ?snapshots=true: with its snapshots; ?disconnect
+    GET    /v1/tree                            list of TreeNode: volumes and snapshots
     GET    /v1/snapshots                       list of SnapshotInfo, of all volumes
     GET    /v1/volumes/VOL/snapshots           list of SnapshotInfo
     POST   /v1/volumes/VOL/snapshots           {name} -> SnapshotInfo
@@ -33,8 +33,8 @@
     POST   /v1/scrub/start                     {rate_bytes, fresh} -> ScrubInfo
     POST   /v1/scrub/stop                      ScrubInfo
 
-With `disconnect` true the clients of what is deleted or rolled back are disconnected; else the
-request is refused while there are some.
+With `disconnect` true, the clients of a volume or snapshot that is deleted or rolled back are
+disconnected; otherwise the request is refused while it has clients.
 
 An error is `{error, message, errno, exit_code}` with the HTTP status of its kind.
 The OpenAPI document is at /v1/openapi.json. Only the daemon imports this module: FastAPI
@@ -108,7 +108,7 @@ class NewVolume(_Body):
 
 
 class NewSize(_Body):
-    """What a volume is resized to."""
+    """The new size of a volume."""
 
     size_bytes: int
     shrink: bool = False
@@ -121,14 +121,14 @@ class NewSnapshot(_Body):
 
 
 class Rollback(_Body):
-    """The snapshot to go back to."""
+    """The snapshot to roll back to."""
 
     snapshot: str
     disconnect: bool = False
 
 
 class Disconnect(_Body):
-    """The clients to disconnect: exactly one of these is given."""
+    """The clients to disconnect: exactly one of the fields is given."""
 
     numbers: list[int] | None = None
     export: str | None = None

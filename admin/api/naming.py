@@ -1,4 +1,4 @@
-"""The part of the control API about names and notes, and snapshots of several volumes."""
+"""The part of the control API about names, properties, and snapshots of several volumes."""
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict
@@ -13,26 +13,26 @@ class _Body(BaseModel):
 
 
 class NewName(_Body):
-    """What a volume or snapshot is called from now on."""
+    """The new name of a volume or snapshot."""
 
     name: str
 
 
 class NewGroup(_Body):
-    """Snapshots of one name of several volumes."""
+    """Several volumes, and one name for their snapshots."""
 
     volumes: list[str]
     name: str
 
 
 class Flatten(_Body):
-    """Whether to make a volume stand alone in the background, or to stop that."""
+    """Whether to flatten a volume in the background, or to stop flattening it."""
 
     on: bool = True
 
 
 class Notes(_Body):
-    """What to change on `name`, a volume or `VOL@SNAP`; an empty label goes, and so does 0."""
+    """Properties to change of `name`, a volume or `VOL@SNAP`; an empty label or 0 removes one."""
 
     name: str
     description: str | None = None

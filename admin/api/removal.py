@@ -1,7 +1,8 @@
-"""Changes that take a volume or snapshot away from its clients: deleting and rolling back.
+"""Deletes volumes and snapshots and rolls volumes back, with regard to their clients.
 
-They are refused while there are clients, in words that say who, or disconnect them first. Then
-clients that come back meanwhile wait until the change is over, and meet what is there by then.
+A change is refused while there are clients, with a message that names them, or disconnects them
+first. In that case, a client that connects again meanwhile waits until the change is over, and
+then opens the result.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
@@ -19,29 +20,30 @@ from storage.volumes.management import Management
 T = TypeVar("T")
 
 TRIES_MAX = 100
-"""Each but the last meets a client that was looking at the export just then; asking for its size
-takes well below a millisecond, so a second is plenty."""
+"""Each try but the last meets a client that is just asking for the export's size. That takes well
+under a millisecond, so a second of tries is plenty."""
 RETRY_S = 0.01
 SHOWN_MAX = 3
-"""Clients named in a message; a volume has one or two, or a crowd that nobody reads."""
+"""Clients named in a message. Most volumes have one or two; a longer list is not read."""
 
 
 class Changes:
-    """Deletes and rolls back with regard to clients, and disconnects them."""
+    """Deletes and rolls back, and disconnects clients."""
 
     def __init__(self, management: Management, clients: ClientControl) -> None:
         self._management = management
         self._clients = clients
 
     async def delete_volume(self, name: str, *, snapshots: bool, disconnect: bool) -> None:
-        """Delete a volume; with `snapshots`, also those it has.
+        """Delete a volume; with `snapshots`, its snapshots too.
 
         Raises:
-            NotFoundError: there is none.
-            InUseError: it is protected, or has snapshots or clients that are to stay.
+            NotFoundError: there is no such volume.
+            InUseError: it is protected, or has snapshots and `snapshots` is not set, or clients
+                and `disconnect` is not set.
         """
         held = self._management.snapshots(name)
-        # Found before anybody is disconnected for nothing.
+        # Refused here, before a client is disconnected for nothing.
         if held and not snapshots:
             raise InUseError(
                 f"{name} has snapshots ({len(held)}); delete them first, or with it: --snapshots"
@@ -85,7 +87,7 @@ class Changes:
         """Disconnect clients by number, those of an export, or all if neither is given.
 
         Raises:
-            NotFoundError: no client has one of the numbers; then nobody is disconnected.
+            NotFoundError: no client has one of the numbers; then no client is disconnected.
         """
         if numbers is not None:
             known = {client.number for client in self._clients.clients()}
@@ -110,7 +112,7 @@ class Changes:
         *,
         reason: str | None,
     ) -> T:
-        """Do `act`; with a `reason`, disconnect those who are in its way."""
+        """Do `act`; with a `reason`, disconnect clients of exports of which `concerns` is true."""
 
         def in_the_way(client: ClientInfo) -> bool:
             return client.export is not None and concerns(client.export)
@@ -123,7 +125,7 @@ class Changes:
                 raise InUseError(_refusal(what, using) if using else str(error)) from error
         with self._clients.holding(concerns):
             for _ in range(TRIES_MAX - 1):
-                try:  # first: if it fails for another reason, nobody is disconnected for nothing
+                try:  # first: if it fails for another reason, no client is disconnected
                     return await act()
                 except InUseError:
                     if not await self._clients.disconnect(in_the_way, reason):

@@ -15,8 +15,8 @@ from admin.errors import HomeError
 from admin.home import Home
 from nbd.server.listeners import listen_unix
 
-BODY_BYTES_MAX = 64 * 1024
-"""Requests are a name and a size or two."""
+HEADERS_BYTES_MAX = 64 * 1024
+"""Longest request line with its headers: names and a token, far shorter than this."""
 KEEP_ALIVE_S = 5.0
 GRACE_S = 1.0
 """How long a request under way may take once the daemon stops."""
@@ -34,7 +34,7 @@ async def serve_api(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answer on the control socket until `stop` is set; started once connections are taken.
+    """Answer on the control socket until `stop` is set; starts once clients can connect.
 
     Raises:
         HomeError: the socket cannot be made.
@@ -50,7 +50,7 @@ async def serve_api(
     config.include_server_header = False
     config.keep_alive_timeout = KEEP_ALIVE_S
     config.graceful_timeout = GRACE_S
-    config.h11_max_incomplete_size = BODY_BYTES_MAX
+    config.h11_max_incomplete_size = HEADERS_BYTES_MAX
 
     app = build_app(pool, daemon, clients, members, schedules, scrubs)
 

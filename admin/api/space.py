@@ -17,7 +17,7 @@ class _Body(BaseModel):
 
 
 class NewMember(_Body):
-    """A file or disk to add; `size_bytes` is for a file that is to be made."""
+    """A file or disk to add; `size_bytes` is the size of a file that is to be made."""
 
     path: str
     size_bytes: int | None = None
@@ -26,14 +26,14 @@ class NewMember(_Body):
 
 
 class LargerMember(_Body):
-    """A member by path or UUID; `size_bytes` makes its file so large first."""
+    """A member by path or UUID; with `size_bytes`, its file is made that large first."""
 
     member: str
     size_bytes: int | None = None
 
 
 def add_space(app: FastAPI, pool: PoolControl, members: MemberControl) -> None:
-    """Add the routes."""
+    """Add the routes of space and members to `app`."""
 
     @app.get("/v1/pool/space")
     async def pool_space(now: bool = False) -> PoolSpace:

@@ -1,6 +1,7 @@
-"""The part of the control API that sends and receives snapshots: streams as they are, see
-`storage.transfer.stream`. The slower
-side sets the pace; only a few chunks are held in memory.
+"""The part of the control API that sends and receives snapshots.
+
+Bodies are streams in the format of `storage.transfer.stream`. The slower side sets the pace; only a
+few chunks are held in memory.
 """
 
 import logging
@@ -23,7 +24,7 @@ STREAM_TYPE = "application/vnd.cenote.snapshot"
 
 
 class _Stream(StreamingResponse):
-    """Closes what it sends, also when the client leaves."""
+    """An answer that lets go of the snapshot at its end, also when the client disconnects."""
 
     def __init__(self, sending: Outgoing) -> None:
         self._sending = sending
@@ -40,7 +41,7 @@ class _Stream(StreamingResponse):
 
 
 def add_transfers(app: FastAPI, pool: PoolControl) -> None:
-    """Add the routes."""
+    """Add the routes of sending and receiving to `app`."""
 
     @app.get("/v1/volumes/{name}/snapshots/{snapshot}/stream")
     async def send(

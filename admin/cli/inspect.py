@@ -29,7 +29,7 @@ def run(act: Callable[[*Args], Awaitable[T]], *args: *Args) -> T:
         Exception: any other, without groups around it.
     """
     try:
-        # Between checkpoints, Ctrl-C could interrupt the end of a nursery and leave trio in disorder.
+        # Elsewhere, Ctrl-C in the middle of a nursery's end would leave trio in disorder.
         return trio.run(act, *args, restrict_keyboard_interrupt_to_checkpoints=True)
     except NbdError as error:
         raise ServerError(str(error)) from error

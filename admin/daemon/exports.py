@@ -1,4 +1,4 @@
-"""Volumes and snapshots as NBD exports: `NAME`, and `NAME@SNAP` for reading."""
+"""Volumes and snapshots as NBD exports: `NAME`, and the read-only `NAME@SNAP`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ from storage.volumes.management import Management
 
 
 class ExportingPool(Protocol):
-    """What exporting needs of a pool."""
+    """The parts of a pool that exports need."""
 
     @property
     def management(self) -> Management:
@@ -27,7 +27,7 @@ class ExportingPool(Protocol):
 
 
 class PoolExports:
-    """The pool's volumes and snapshots, in the shape the NBD server asks for."""
+    """The pool's volumes and snapshots, as the NBD server asks for them."""
 
     def __init__(self, pool: ExportingPool) -> None:
         self._pool = pool
@@ -35,8 +35,10 @@ class PoolExports:
 
     @contextmanager
     def holding(self, concerns: Callable[[str], bool]) -> Iterator[None]:
-        """Let `open` wait for these names as long as the context lasts; it is bounded by the
-        time that clients have to negotiate."""
+        """Make `open` wait for names of which `concerns` is true, until the context ends.
+
+        The time that a client has to negotiate bounds its wait.
+        """
         over = trio.Event()
         self._held[over] = concerns
         try:
@@ -46,7 +48,7 @@ class PoolExports:
             over.set()
 
     def names(self) -> Sequence[str]:
-        """Volumes, then snapshots; none that is being received and not whole yet."""
+        """Volumes, then snapshots; without volumes that are still being received."""
         volumes = sorted(
             one.name for one in self._pool.management.volumes() if one.receiving is None
         )
@@ -54,7 +56,7 @@ class PoolExports:
         return volumes + snapshots
 
     async def open(self, name: str) -> BlockDevice:
-        """Open a handle of its own for one connection.
+        """Open a new handle for one connection.
 
         Raises:
             UnknownExportError: there is no such volume or snapshot, or the name is not one.

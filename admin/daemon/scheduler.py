@@ -1,11 +1,11 @@
 """Makes automatic snapshots when they are due, and deletes those that are no longer kept.
 
-Schedules come from the configuration, and from `cenote schedule set`, which the pool keeps. All
-volumes of a schedule are kept as they are at one moment. Only snapshots that carry the name of the
-schedule are ever deleted, and of those none that is protected, has clients, or was cloned.
+Schedules come from the configuration, and from `cenote schedule set`, which the pool keeps. The
+snapshots of all volumes of a schedule are made at one moment. A schedule deletes only snapshots
+that carry its name, and none that is protected, has clients, or was cloned.
 
-Whatever fails is logged, told by `cenote schedule list`, and tried again. A snapshot is made
-or not; what decides is what the pool holds afterwards, not what the call said.
+A failure is logged, shown by `cenote schedule list`, and tried again. After a failure the content
+of the pool decides whether the snapshots were made, not the error.
 """
 
 import logging
@@ -26,26 +26,26 @@ from storage.volumes.management import Management
 _log = logging.getLogger("cenote.schedule")
 
 LOOK_INTERVAL_S = 5.0
-"""Clocks may jump, so the wall clock is looked at rather than waited for."""
+"""Clocks may jump, so the scheduler looks at the wall clock and does not sleep until a time."""
 RETRY_S = 15.0
 RETRY_S_MAX = 600.0
-"""Twice as long after each failure; a pool may stay full for days."""
+"""The wait doubles after each failure, up to this; a pool may stay full for days."""
 
 
 @dataclass
 class _Progress:
-    """What became of one schedule since the daemon started."""
+    """The runs of one schedule since the daemon started."""
 
     ran_at: float
-    """By trio's clock; when the daemon started, if it has not run since."""
+    """Time of the last run by trio's clock; before the first, when the schedule was first met."""
     times: list[datetime] = field(default_factory=list)
-    """When its snapshots were made."""
+    """The times of its snapshots that exist."""
     retry_at: float | None = None
     failures: int = 0
     error: str | None = None
 
     def last(self, now: datetime) -> datetime | None:
-        """When the last snapshot was made, those from a wrong future left out."""
+        """The time of the last snapshot, without times after `now`, which a wrong clock gave."""
         return max((at for at in self.times if at <= now), default=None)
 
 
@@ -70,18 +70,18 @@ class Scheduler:
         self._lock = trio.Lock()
         """One run at a time."""
 
-    # -- what there is
+    # -- listing
 
     def schedules(self) -> dict[str, Schedule]:
-        """All by name; where both have one, that of the configuration counts."""
+        """All schedules by name; one of the configuration hides one that was set."""
         return {**self._management.schedules(), **self._configured}
 
     def infos(self) -> list[ScheduleInfo]:
-        """All schedules, and what became of them."""
+        """All schedules, with the state of their runs."""
         return [self.info(name) for name in sorted(self.schedules())]
 
     def info(self, name: str) -> ScheduleInfo:
-        """One schedule. Raises NotFoundError."""
+        """One schedule, with the state of its runs. Raises NotFoundError."""
         schedule, progress, now = self._find(name), self._of(name), self._now()
         last, volumes = progress.last(now), self._volumes(schedule)
         due = schedule.next_time(now, last).isoformat(timespec="seconds") if volumes else None
@@ -121,15 +121,16 @@ class Scheduler:
         made = (_time_of(one) for one in self._management.snapshots() if one.schedule == name)
         return [at for at in made if at is not None]
 
-    # -- changing them
+    # -- changing
 
     async def set(self, name: str, schedule: Schedule) -> ScheduleInfo:
-        """Set a schedule, or change all of it. Its first snapshot is due at once, unless one was
-        made since the last round time.
+        """Set a schedule, or replace the one of that name.
+
+        Its first snapshot is due at once, unless one was made since the last round time.
 
         Raises:
-            InvalidArgumentError: something in it is not acceptable.
-            ExistsError: the configuration has one of that name.
+            InvalidArgumentError: a value of the schedule is not acceptable.
+            ExistsError: the configuration has a schedule of that name.
         """
         self._refuse_configured(name)
         await self._management.set_schedule(name, check_schedule(name, schedule))
@@ -140,8 +141,8 @@ class Scheduler:
         """Remove a schedule; its snapshots stay.
 
         Raises:
-            NotFoundError: there is none.
-            ExistsError: it is in the configuration.
+            NotFoundError: there is no such schedule.
+            ExistsError: the schedule is in the configuration.
         """
         self._refuse_configured(name)
         await self._management.remove_schedule(name)
@@ -153,7 +154,7 @@ class Scheduler:
                 f"schedule {name} is set in the configuration: change it there, and restart"
             )
 
-    # -- running them
+    # -- running
 
     async def run(self) -> None:
         """Make snapshots as they become due, for ever."""
@@ -167,11 +168,11 @@ class Scheduler:
             await trio.sleep(LOOK_INTERVAL_S)
 
     async def run_now(self, name: str) -> ScheduleInfo:
-        """Make a snapshot now, due or not, and delete what is no longer kept.
+        """Make the snapshots now, due or not, and delete those that are no longer kept.
 
         Raises:
-            NotFoundError: there is no such schedule, or it is about no volume.
-            DeviceError: as the pool says; it is tried again like any other.
+            NotFoundError: there is no such schedule, or no volume matches it.
+            DeviceError: the pool failed to; the scheduler tries again as after any failure.
         """
         schedule = self._find(name)
         if not self._volumes(schedule):
@@ -195,12 +196,12 @@ class Scheduler:
     async def _attempt(
         self, name: str, schedule: Schedule, *, at_once: bool = False
     ) -> DeviceError | None:
-        """Make the snapshot if it is due, then clear up; returns what went wrong."""
+        """Make the snapshots if they are due, then delete old ones; returns the error, if any."""
         async with self._lock:
             progress, error = self._of(name), None
             if at_once or self._wants_snapshot(schedule, progress):
                 error = await self._make(name, schedule, progress)
-            # Also on a full pool: it may be what makes room.
+            # Also after an error: on a full pool, deleting may make the room that is missing.
             error = await self._clear_up(name, schedule) or error
             progress.times = self._times(name)
             if error is None:
@@ -224,7 +225,7 @@ class Scheduler:
         except DeviceError as error:
             if not any(self._is_there(volume, snapshot) for volume in volumes):
                 return error
-            # Carried out, though not durable yet for lack of room: not to be made again.
+            # The snapshots exist, though not durably yet for lack of room: do not make them again.
             progress.ran_at = trio.current_time()
             return error
         progress.ran_at = trio.current_time()
@@ -237,7 +238,7 @@ class Scheduler:
         )
 
     async def _clear_up(self, name: str, schedule: Schedule) -> DeviceError | None:
-        """Delete what is no longer kept of the volumes that the schedule is about."""
+        """Delete snapshots that the schedule no longer keeps, of the volumes that match it."""
         by_volume: dict[str, list[Automatic]] = {}
         volumes = set(self._volumes(schedule))
         for one in self._management.snapshots():
@@ -259,7 +260,7 @@ class Scheduler:
 
 
 def _time_of(snapshot: SnapshotInfo) -> datetime | None:
-    """When it was made; None when that is not known, and then it is left alone."""
+    """The time of a snapshot; None when it is not known, and then the snapshot is not deleted."""
     try:
         at = datetime.fromisoformat(snapshot.created)
     except ValueError:

@@ -1,5 +1,5 @@
-"""Getting space back from segments whose blocks are mostly dead.
+"""Cleaning: gives back the space of segments whose blocks are mostly dead.
 
-Takes segments and what of them is alive, and gives free segments: it stores the live blocks again
-and logs where they went.
+Takes segments, and from the map which of their blocks are alive. Stores the live blocks in other
+segments and logs their new places; checkpoints then free the emptied segments.
 """

@@ -1,13 +1,13 @@
-"""The cleaner: moves what is alive out of segments that are mostly dead, so that they come back.
+"""The cleaner: moves the live blocks out of mostly dead segments, so that these can be freed.
 
-Victims are chosen by what they give and how long what is alive in them has lived: cost-benefit
+Victims are chosen by the space that they give and by the age of their live blocks: cost-benefit
 as of Rosenblum and Ousterhout, "The Design and Implementation of a Log-Structured File System"
 (1992), section 3.6, with the square root of the age, which separates better when a few blocks
-take most writes. What is found alive goes to segments of its own, of two kinds: blocks that are
-written often die together there, and those that are not stay together (`storage.cleaning.heat`).
+take most writes. Live blocks go to segments of two kinds: in one, blocks that are written often
+die together; in the other, the remaining blocks stay together (`storage.cleaning.heat`).
 
-It works as late as it can, as everything that dies meanwhile need not be moved, and as hard
-as it must. It never pauses because snapshots exist. Checkpoints give back what it emptied (R10).
+Cleaning starts late, as blocks that die meanwhile need not be moved (`storage.cleaning.reclaim`).
+It never pauses because snapshots exist. Checkpoints free the emptied segments (R10).
 """
 
 import itertools
@@ -37,27 +37,30 @@ from storage.members.segments import Role, Segment, SegmentTable, State
 log = logging.getLogger("cenote.storage")
 
 LIVE_MAX = 0.95
-"""A segment that is fuller gives less than its record tables and paddings cost."""
+"""A segment with a larger live part gives less space than new record tables and paddings cost."""
 
 _WORTH = {Role.LOG: 1.2}
-"""Hot and cold blocks that are alive in the log are told apart when it is cleaned; simulated, this
-saves 0.01 bytes per byte of Zipf writes, and 1.4 would cost uniform ones 0.05."""
+"""Factors on the scores of victims, by role. Live blocks of the log are told apart as hot and cold
+when they are moved; simulated, 1.2 saves 0.01 bytes moved per byte of Zipf writes, and 1.4 would
+cost uniform writes 0.05."""
 
 ROUND_BYTES = 16 << 20
-"""Moved at least, if there is as much, before moves are flushed and logged."""
+"""Bytes stored at least, if victims hold as many, before moves are flushed and logged."""
 
 TRIES_MAX = 3
-"""A segment that cannot be emptied so often is left alone until the pool is opened again."""
+"""A segment that was cleaned so often and is still not freed is left alone until a deleted layer is
+gone, or the pool is opened again."""
 
 
 @dataclass(slots=True)
 class CleanerStats:
-    """What the cleaner did since the pool was opened."""
+    """Counts since the pool was opened."""
 
     segments: int = 0
     moved_bytes: int = 0
     read_bytes: int = 0
     damaged: int = 0
+    """Extents found without a good copy."""
 
 
 class Cleaner:
@@ -69,9 +72,9 @@ class Cleaner:
     ):  # fmt: skip
         self.stats = CleanerStats()
         self.on_gain: Callable[[int], None] = lambda gain_bytes: None
-        """Told how much space a window of a victim nets."""
+        """Called with the bytes gained by each window of a victim: its size less moved bytes."""
         self.heat = Heat(table.total_segments() * table.segment_bytes >> BLOCK_SHIFT)
-        """To be told of what clients write."""
+        """Counts of writes to blocks; its owner has to note each durable write there."""
         self._env = env
         self._table = table
         self._segment_io = segment_io
@@ -80,25 +83,27 @@ class Cleaner:
         self._mover = mover
         self._liveness = liveness
         self.emptied: dict[int, int] = {}
-        """Victims whose moves are durable, and since which commit; a checkpoint frees them."""
+        """Victims whose moves are durable, by number: the commit since which they are. The next
+        checkpoint frees them."""
         self._tries: dict[int, int] = {}
         self._lock = trio.Lock()
 
-    # -- when
+    # -- rounds
 
     def checkpointed(self, commit: int, *, layers_gone: bool) -> None:
-        """Counts are exact as of a commit: what was emptied by then is freed, or was not empty.
+        """Note a checkpoint of `commit`: victims emptied by then are freed, or hold live data.
 
-        What layers held that are gone may have kept segments from that: they are tried again.
+        `layers_gone`: deleted layers are gone, whose blocks may have kept segments from being
+        freed, so all segments are tried again.
         """
         if layers_gone:
             self._tries.clear()
         self.emptied = {n: since for n, since in self.emptied.items() if since > commit}
 
     async def round(self, most: int = 1 << 30, *, mixed: bool = False) -> bool:
-        """Empty some segments, at most so many, the best first; False when there is none worth it.
+        """Empty up to `most` segments, the best first, and log the moves; False if it emptied none.
 
-        Hot and cold blocks are `mixed` where else no segment would come back.
+        With `mixed`, hot and cold blocks of the first may share a segment if no other is left.
 
         Raises:
             DeviceError: the pool failed.
@@ -118,7 +123,7 @@ class Cleaner:
             self.stats.moved_bytes = self._mover.bytes_written
             return bool(done)
 
-    # -- which
+    # -- victims
 
     def victims(self) -> list[Segment]:
         """Segments worth cleaning, the best first."""
@@ -144,10 +149,11 @@ class Cleaner:
             and bool(segment.places)
         )
 
-    # -- some of them
+    # -- moving
 
     async def _empty_some(self, victims: list[Segment], mixed: bool) -> list[Segment]:
-        """Store elsewhere what is alive in victims; returns those of which all of it is."""
+        """Store the live blocks of victims elsewhere, until the round is large enough or no segment
+        is free; return the victims of which all live blocks are stored."""
         most = self._mover.bytes_written + ROUND_BYTES
         done = 0
         try:
@@ -178,10 +184,10 @@ class Cleaner:
                 self.on_gain(len(window.data) - (self._mover.bytes_written - before))
 
     def _by_role(self, parcels: list[Parcel]) -> dict[Role, list[Parcel]]:
-        """Parcels by the kind of segment they go to; those of one layer stay together.
+        """Group parcels by the kind of segment that they go to; each layer's stay together.
 
-        They are put victim by victim. Gathered from several, batches would cost fewer headers,
-        but the room that is left could go to one half of each, and then no victim comes back.
+        Parcels are stored victim by victim. Batches from several victims would cost fewer headers,
+        but the space that is left could go to one half of each, and then no victim is emptied.
         """
         found: dict[Role, list[Parcel]] = {}
         for layer, group in itertools.groupby(parcels, lambda parcel: parcel.layer):
@@ -192,7 +198,8 @@ class Cleaner:
         return found
 
     async def _rescue(self, victim: Segment, bad: Bad) -> list[Parcel]:
-        """Blocks whose first copy is bad, from another one, which also repairs it."""
+        """Read an extent with a bad first copy from another copy, which also repairs it; return its
+        parcels, none if no copy is good."""
         at = unpack(bad.rows[0][1], bad.rows[0][2])
         try:
             stored = await self._segment_io.read(
@@ -205,5 +212,5 @@ class Cleaner:
             return []
 
     def rest(self) -> None:
-        """There is nothing to do: leave segments that hold nothing."""
+        """Seal segments being filled that hold nothing alive: for times without work to do."""
         self._mover.rest()

@@ -1,9 +1,9 @@
-"""Moves blocks: stores them elsewhere, then logs where they are now.
+"""Moves blocks: stores them in other segments, then logs their new places.
 
-Moved blocks lie in segments of their own, apart from what clients write: they have lived
-longer already and will live longer still. They are flushed on every copy before the commit
-that names them is written (R13), and each move counts only if the block still is where it
-was (R11). Whatever fails on the way leaves the blocks where they are.
+Moved blocks lie apart from the commits of clients: they have lived longer already and will
+live longer still. They are flushed on every copy before the commit that names them is
+written (R13), and a move counts only if the block still is at its old place (R11). A failure
+on the way leaves the blocks at their old places.
 """
 
 import logging
@@ -40,14 +40,14 @@ from storage.members.segments import (
 log = logging.getLogger("cenote.storage")
 
 BATCH_BYTES = 4 << 20
-"""Written at once; as large as the commits of clients."""
+"""Largest batch, written at once; as large as the commits of clients."""
 
 ROWS_MAX = 8192
 """Moves in one commit, 320 KiB of table."""
 
 
 class MoveFailedError(DeviceError):
-    """Copies failed while blocks were moved; they stay where they are."""
+    """Copies failed while blocks were moved; the blocks stay at their old places."""
 
     def __init__(self, failures: list[Failure]):
         super().__init__(f"blocks could not be moved: {failures[0].error if failures else '-'}")
@@ -56,12 +56,12 @@ class MoveFailedError(DeviceError):
 
 @dataclass(slots=True)
 class Outlet:
-    """The segment that moved blocks of one role go to; `used_bytes` is where it goes on."""
+    """The segment that takes moved blocks of one role; None until it is needed."""
 
     role: Role
     segment: Segment | None = None
     losses: dict[int, int] = field(default_factory=dict)
-    """Of each member when it was first written since the last flush."""
+    """`losses` of each member when it was first written to since the last flush."""
 
 
 class Mover:
@@ -72,7 +72,7 @@ class Mover:
         durable_commit: Callable[[], int],
     ):  # fmt: skip
         self.bytes_written = 0
-        """Everything it wrote to segments since the pool was opened."""
+        """Bytes written to segments since the pool was opened, headers and tables included."""
         self._segment_io = segment_io
         self._table = table
         self._roster = roster
@@ -90,12 +90,12 @@ class Mover:
     async def put(
         self, parcels: list[Parcel], role: Role, slots_kept: int, *, mixed: bool = False
     ) -> None:
-        """Store parcels; `finish` logs where they are. `slots_kept` segments are left free.
+        """Store parcels; `finish` logs their places. At least `slots_kept` segments are left free.
 
-        Where no segment is left for their role, they may be `mixed` with those of the other.
+        With `mixed`, they go to the segment of the other role if there is none left for theirs.
 
         Raises:
-            NoSpaceError: no segment is left for it.
+            NoSpaceError: no segment is left; some of the parcels may be stored.
             MoveFailedError: a copy failed.
         """
         outlet = self._outlets[role]
@@ -132,13 +132,13 @@ class Mover:
         return segment
 
     def _leave(self, outlet: Outlet) -> None:
-        """The segment is full; what lies in it may die from now on."""
+        """Seal the segment being filled; checkpoints free it when nothing in it is alive."""
         if outlet.segment is not None:
             outlet.segment.state = State.SEALED
         outlet.segment = None
 
     def _fitting(self, parcels: list[Parcel], room: int) -> int:
-        """How many parcels one batch of at most `room` bytes holds, at worst."""
+        """The number of parcels that one batch of at most `room` bytes holds in the worst case."""
         align = self._roster.superblock.commit_align
         used = HEADER_BYTES + 16 + OFFSET_GRAIN_BYTES + BLOCK_BYTES + align
         layer = parcels[0].layer
@@ -158,7 +158,7 @@ class Mover:
         placed = encode.place(_encoded(parcels), header, sb.commit_align, magic=commit.MOVED_MAGIC)
         for member, _ in segment.places:
             outlet.losses.setdefault(member.index, member.losses)
-        # Named by no commit for now: it must not be taken for dead until one does.
+        # No commit names the batch yet; until one does, the segment must not be taken for dead.
         segment.last_commit = UNNAMED
         failures = await self._segment_io.write(segment, segment.used_bytes, placed.data)
         segment.used_bytes += len(placed.data)
@@ -173,7 +173,7 @@ class Mover:
                 rows += _rows_of(next(at), a, b)
 
     async def finish(self) -> None:
-        """Flush what was stored, log the moves, and wait until they are durable.
+        """Flush the stored blocks, log the moves, and wait until they are durable.
 
         Raises:
             MoveFailedError: a copy failed.
@@ -192,7 +192,7 @@ class Mover:
             await buffer.done.wait()
             if buffer.error is not None:
                 raise buffer.error
-        # Only now: a segment that seems dead after some of its moves may be named by the next.
+        # Only now: a segment that seems dead after some commits may be named by the next of them.
         for segment in written:
             segment.last_commit = self.durable_commit()
 
@@ -211,7 +211,7 @@ class Mover:
             raise MoveFailedError(failures)
 
     async def give_up(self, failures: list[Failure]) -> None:
-        """Forget what was stored and not logged; whoever failed is stale from now on (R5)."""
+        """Forget blocks that are stored and not logged; the failed members become stale (R5)."""
         durable = self.durable_commit()
         self._rows = {}
         for segment in self._written.values():
@@ -227,7 +227,7 @@ class Mover:
             await self._roster.publish()
 
     def rest(self) -> None:
-        """Leave segments in which nothing is alive any more, so that they come back."""
+        """Seal segments being filled in which nothing is alive any more, so that they are freed."""
         for outlet in self._outlets.values():
             if outlet.segment is not None and not outlet.segment.live_bytes:
                 self._leave(outlet)
@@ -254,7 +254,7 @@ def _encoded(parcels: list[Parcel]) -> EncodedCommit:
 
 
 def _rows_of(parcel: Parcel, a: int, b: int) -> list[tuple[int, int, int, int, int]]:
-    """The moves of one stored extent, a row for each piece of where its blocks were."""
+    """The moves of one stored extent as rows of `LayerMoves`, one for each item of `olds`."""
     rows = []
     index = 0
     for count, old_a, old_b in parcel.olds:

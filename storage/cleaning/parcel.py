@@ -1,8 +1,8 @@
-"""What is alive of a window, made ready to be stored elsewhere: pure work for a worker thread.
+"""Makes the live blocks of a window ready to be stored elsewhere: pure work for a worker thread.
 
-An extent that is alive as a whole is carried over as it is stored. Of a compressed one that is
-partly dead the blocks that are alive are unpacked and stored anew, or the dead ones would be
-carried along for ever.
+An extent whose blocks are all alive is moved as it is stored. The live blocks of a compressed
+extent that is partly dead are unpacked and compressed anew; else the dead ones would be moved
+along for ever.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ from storage.map.liveness import Alive
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """One extent on its way. `olds` says where its blocks were: (blocks, word A, word B)."""
+    """One extent to store. `olds` has the old places of its blocks: (blocks, word A, word B)."""
 
     layer: int
     block: int
@@ -41,15 +41,15 @@ class Parcel:
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """Stored bytes that have not the hash their pointer has; another copy may."""
+    """An extent whose bytes do not match the hash in its entry; another copy may be good."""
 
     layer: int
     rows: tuple[tuple[int, int, int], ...]
-    """(block, word A, word B) of each block that is alive."""
+    """(block, word A, word B) of each live block."""
 
 
 def make_parcels(window: Window, alive: Sequence[Alive]) -> tuple[list[Parcel], list[Bad]]:
-    """Cut the blocks that are alive out of a window, each verified."""
+    """Cut the live blocks out of a window and verify them; returns parcels, and the bad extents."""
     parcels: list[Parcel] = []
     bad: list[Bad] = []
     for layer, rows in _extents(alive):
@@ -69,10 +69,12 @@ def parcels_of(
     at: Location,
     stored: bytes | memoryview,
 ) -> list[Parcel]:
-    """One extent whose bytes are good, whole or in parts.
+    """Make parcels of the live blocks (`rows`) of an extent with the right hash: one parcel if the
+    whole extent is alive, else one for each run of live blocks, or for each block of a run that
+    does not compress.
 
     Raises:
-        DamagedError: it does not unpack, though its hash is right.
+        DamagedError: the extent does not unpack, though its hash is right.
     """
     block, a, b = rows[0]
     in_one_page = block >> PAGE_SHIFT == rows[-1][0] >> PAGE_SHIFT
@@ -95,10 +97,10 @@ def parcels_of(
 
 
 def _extents(alive: Sequence[Alive]) -> Iterator[tuple[int, tuple[tuple[int, int, int], ...]]]:
-    """The blocks that are alive, those of one extent together, in order.
+    """Yield (layer, live blocks) of each extent, in order of the blocks.
 
-    The blocks of an extent are neighbours, but the halves of one that crosses the end of a map
-    page come in two items.
+    The blocks of an extent are neighbours, but an extent that crosses the end of a map page is
+    yielded as two halves.
     """
     for each in alive:
         rows = list(zip(each.blocks.tolist(), each.a.tolist(), each.b.tolist(), strict=True))
@@ -110,7 +112,7 @@ def _extents(alive: Sequence[Alive]) -> Iterator[tuple[int, tuple[tuple[int, int
 
 
 def _runs(rows: tuple[tuple[int, int, int], ...]) -> Iterator[tuple[tuple[int, int, int], ...]]:
-    """Neighbours in the extent, at most as many together as are usually compressed together."""
+    """Split the live blocks of an extent into runs of neighbours, as long as the log's extents."""
     start = 0
     for i in range(1, len(rows) + 1):
         follows = i < len(rows) and rows[i][2] == rows[i - 1][2] + INDEX_STEP

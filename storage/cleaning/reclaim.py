@@ -1,9 +1,9 @@
-"""Gets space back: cleaning, and the checkpoints that make it count, in the background or because
-somebody waits.
+"""Reclaims space: runs the cleaner and the checkpoints that free the segments it emptied, in the
+background or for a waiting writer.
 
-What the cleaner empties is freed by one checkpoint and may be used again after the next
-(R10). Segments on that way count as free soon; when those run short, writers go on at the pace at
-which the cleaner nets space, a window at a time, so that nobody meets a wall.
+A segment that the cleaner emptied is freed by one checkpoint and may be used again after the next
+(R10). Segments on that way count as free soon. When too few are, writers continue at the pace at
+which the cleaner gains space, window by window, so that they need not stop for long.
 """
 
 import logging
@@ -21,23 +21,24 @@ from storage.members.segments import SegmentTable
 log = logging.getLogger("cenote.storage")
 
 LOOK_EVERY_S = 0.2
-"""How often the background looks whether there is something to do."""
+"""Seconds between two looks of the background tasks whether there is something to do."""
 
 BATCH_FRACTION = 8
 SOON_FRACTION = 2.5
-"""So much of the reserve is to be free soon, and checkpoints give back batches of an eighth: while
-one is emptied, and the one before cools down, there is some left for writers until the checkpoint
-is done. With 3.5 there often was none in pools of some GiB, and writers waited for each batch."""
+"""The reserve divided by SOON_FRACTION is to be free soon, and checkpoints free batches of an
+eighth of it: while one batch is emptied, and the one before cools down, some segments are left for
+writers until the checkpoint is done. With 3.5 there were often none in pools of some GiB, and
+writers waited for each batch."""
 
 STEPS_MAX = 1000
-"""Rounds for one writer; each frees something, or it ends."""
+"""Steps for one writer; each may free something, or is the last."""
 
 PAUSE_S = 1.0
-"""After a failure, before cleaning is tried again."""
+"""Seconds between a failure and the next try."""
 
 
 class Reclaimer:
-    """Decides when space is cleaned and made available, for one pool."""
+    """Decides when one pool cleans, and when it writes checkpoints to free emptied segments."""
 
     def __init__(
         self, table: SegmentTable, space: SpaceBudget, cleaner: Cleaner,
@@ -55,26 +56,26 @@ class Reclaimer:
         self._is_alive = is_alive
         self._kick = trio.Event()
         self._batched = trio.Event()
-        """Set when there is enough for a checkpoint."""
+        """Set when enough segments are emptied for a checkpoint."""
         self._exact_at = -1
-        """Commit of the last checkpoint that was made to find dead segments."""
+        """Commit of the last checkpoint made for a writer; another of it would free nothing."""
         self._in_vain_at = -1
-        """Commit at which the cleaner found nothing to do."""
+        """Commit at which the cleaner found no segment worth cleaning."""
         self._at_work = 0
-        """Pieces of work that the background is doing."""
+        """Number of background tasks that are cleaning or writing a checkpoint."""
         space.is_short = self._is_short
         space.is_reclaiming = lambda: self._at_work > 0
         cleaner.on_gain = self._gained
 
-    # -- how things stand
+    # -- stocks
 
     def _soon_free(self) -> int:
         cooling = len(self._checkpointer.cooling)
         return self._table.free_segments() + cooling + len(self._cleaner.emptied)
 
     def _lacking(self) -> int:
-        """How many more segments should be free soon. As late as can be: what dies meanwhile need
-        not be moved."""
+        """How many more segments should be free soon. No more than needed, so that cleaning starts
+        late: blocks that die meanwhile need not be moved."""
         return self._space.writer_floor + self._wanted() - self._soon_free()
 
     def _wanted(self) -> int:
@@ -84,15 +85,16 @@ class Reclaimer:
         return max(1, self._space.reserve_segments // BATCH_FRACTION)
 
     def _is_short(self) -> bool:
-        """Whether writers have to go at the cleaner's pace; asked when they need a buffer."""
+        """Whether writers have to keep to the cleaner's pace; asked when they need a buffer."""
         if self._lacking() <= 0:
             return False
         self._kick.set()
         return self._in_vain_at != self._durable_commit()
 
     def _gained(self, gain_bytes: int) -> None:
-        # The more is lacking the less of it writers get, half at least: given all of it, what is
-        # to be free soon never came back to what it should be, and writers stopped at each batch.
+        # The more segments are lacking, the less of the gain writers get, but at least half: when
+        # they got all of it, the segments free soon never became enough again, and writers stopped
+        # at each batch.
         lacking = min(max(0, self._lacking()), self._wanted())
         self._space.gained(int(gain_bytes * (1 - lacking / (2 * self._wanted()))))
         self._wake_writers()
@@ -106,10 +108,10 @@ class Reclaimer:
     def _has_batch(self) -> bool:
         return len(self._cleaner.emptied) >= self._batch()
 
-    # -- ahead of need
+    # -- in the background
 
     async def run(self) -> None:
-        """Clean and checkpoint in the background for ever."""
+        """Clean and write checkpoints in the background, for ever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._checkpoint_batches)
             while True:
@@ -163,22 +165,23 @@ class Reclaimer:
         return False
 
     async def _checkpoint_batch(self) -> bool:
-        """A checkpoint costs, too: one for a batch of segments also gives back the one before."""
+        """Write a checkpoint if a batch of segments is emptied. As checkpoints cost, too, one frees
+        this batch and makes the slots of the batch before reusable."""
         if not self._has_batch:
             return False
         await self._checkpoint()
         return True
 
-    # -- because somebody waits
+    # -- for waiting writers
 
     async def _clean_batch(self) -> bool:
         return await self._cleaner.round(most=self._batch(), mixed=not self._on_the_way)
 
     async def make_room(self) -> None:
-        """Free space for somebody who waits.
+        """Free space until clients may write without waiting for it.
 
         Raises:
-            NoSpaceError: what is alive fills the pool.
+            NoSpaceError: live data fills the pool, or nothing more can be freed.
         """
         for _ in range(STEPS_MAX):
             if self._space.has_room:
@@ -189,10 +192,10 @@ class Reclaimer:
             raise NoSpaceError("the pool is full: delete volumes or snapshots, or add a member")
 
     async def _step(self) -> bool:
-        """The cheapest thing that may give space back; False when nothing is left."""
+        """Do the cheapest thing that may give space back; False when nothing is left to do."""
         enough = self._has_batch or self._table.free_segments() <= self._space.cleaner_floor
         if not (enough and self._on_the_way):
-            # Not more than a checkpoint waits for: somebody does.
+            # Only as much as one checkpoint frees, as a writer waits.
             if not self._space.is_full and await self._clean_batch():
                 return True
             if not self._on_the_way and self._exact_at == self._durable_commit():

@@ -1,4 +1,4 @@
-"""Work that several ask for at once, done once."""
+"""Runs a job once for all tasks that ask for it at the same time."""
 
 from collections.abc import Awaitable, Callable
 
@@ -6,10 +6,10 @@ import trio
 
 
 class SharedRun:
-    """Runs a job for whoever calls it, one at a time.
+    """Runs a job for the tasks that call it, one run at a time.
 
-    All who call while it runs share the next run: the one under way may have passed what they
-    want it to see.
+    All calls made during a run share the next run: the run under way may already have passed the
+    changes that they want it to see.
     """
 
     def __init__(self, job: Callable[[], Awaitable[None]]) -> None:
@@ -17,11 +17,12 @@ class SharedRun:
         self._lock = trio.Lock()
         self._begun = 0
         self._done = 0
-        """The newest run that succeeded."""
+        """Number of the newest run that succeeded."""
 
     async def __call__(self) -> None:
-        """Return when a run that began after the call has succeeded. Raises as the job does in the
-        run that this call began; cancelling leaves the run of another one alone.
+        """Return when a run that began after the call has succeeded. An error of the job is
+        raised in the call that began the run; cancellation does not affect a run that another call
+        began.
         """
         seen = self._begun
         async with self._lock:

@@ -1,7 +1,7 @@
-"""The blocks of a segment, read window by window from the segment itself.
+"""Reads the batches of a segment window by window, from the segment alone.
 
-Every batch of stored blocks, in the log or moved, starts with a header and a record table that
-says which blocks of which layers follow.
+Every batch of stored blocks, a commit of the log or moved blocks, starts with a header and a record
+table that says which blocks of which layers follow.
 """
 
 import logging
@@ -20,12 +20,12 @@ from storage.members.segments import Segment
 log = logging.getLogger("cenote.storage")
 
 WINDOW_BYTES = 8 << 20
-"""Read at once and held while its blocks are moved; holds at least the largest usual batch."""
+"""Bytes read at once and held while their blocks are moved; the largest usual batch fits."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Whole batches of a segment: their bytes from `start` on, and what they say they hold."""
+    """Whole batches of a segment: their bytes from `start` to `end`, and the extents in them."""
 
     start: int
     end: int
@@ -36,7 +36,11 @@ class Window:
 async def windows(
     segment_io: SegmentIO, segment: Segment, pool_uuid: UUID
 ) -> AsyncGenerator[Window, None]:
-    """Everything a segment holds, window by window; ends early where no copy is readable."""
+    """Yield all batches of a segment, window by window; ends early where no copy has a good batch.
+
+    Raises:
+        FormatVersionError: the segment was written by a newer Cenote.
+    """
     at = 0
     while at + HEADER_BYTES <= segment.used_bytes:
         window = await _read(segment_io, segment, at, pool_uuid)

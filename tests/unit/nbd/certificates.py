@@ -1,4 +1,4 @@
-"""Certificates for tests: one authority, a server, clients, and all that may be wrong."""
+"""Certificates for tests: one authority, a server, clients, and faulty ones."""
 
 import ssl
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Fixtures of several modules here: certificates, and sockets to speak TLS over."""
+"""Fixtures of the tests in this folder: certificates, and sockets for TLS."""
 
 import socket
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 @pytest.fixture
 def sockets() -> Iterator[Pair]:
-    """Server's and client's end, with buffers as small as the kernel makes them."""
+    """The server's and the client's socket, with the smallest buffers of the kernel."""
     pair = socket.socketpair()
     for sock in pair:
         sock.setblocking(False)

@@ -10,7 +10,7 @@ from tests.unit.nbd.wire import MIB, Exports
 
 
 class SlowDevice(MemoryDevice):
-    """Never answers at once; requests wait for `gate`. Notes what happened, in order."""
+    """Serves no request at once: requests wait for `gate`. Lists finished requests in `events`."""
 
     def __init__(self, size_bytes: int = MIB, **options: int) -> None:
         super().__init__(size_bytes, **options)
@@ -66,7 +66,7 @@ class SlowDevice(MemoryDevice):
 
 
 class FailingDevice(MemoryDevice):
-    """Everything raises; at once or when awaited."""
+    """Raises from reads, writes and flushes, at once or when awaited."""
 
     def __init__(self, error: Exception, *, at_once: bool) -> None:
         super().__init__(MIB)

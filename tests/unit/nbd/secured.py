@@ -16,7 +16,9 @@ Side = TlsSocket | TlsError | OSError
 async def shake(
     sockets: Pair, server: ssl.SSLContext, client: ssl.SSLContext, hostname: str | None = HOST
 ) -> tuple[Side, Side]:
-    """Both ends after the handshake, or why not; who fails closes, as our callers do."""
+    """Return both ends after the handshake, or their errors; a failed end closes its socket, as
+    the callers of `TlsSocket.handshake` do.
+    """
     sides: list[Side] = [OSError(), OSError()]
 
     async def one(index: int, context: ssl.SSLContext, hostname: str | None) -> None:
@@ -42,7 +44,7 @@ async def connect(sockets: Pair, made: Certificates) -> tuple[TlsSocket, TlsSock
 
 
 async def receive(sock: TlsSocket) -> bytes:
-    """The next bytes, waiting as a session does."""
+    """Receive the next bytes, waiting as a session does."""
     while True:
         try:
             return sock.recv(1 << 20)

@@ -3,9 +3,9 @@
     python -m tests.unit.nbd.serve_memory SOCKET [--file PATH] [--tls DIRECTORY [--tls-port PORT]]
         [--size BYTES]
 
-Prints the TCP port and that of TLS, 0 without, then serves until killed. All connections
-meet the same devices: `disk` and `fixed` (read-only) in memory, `thin`, a volume of a pool in
-memory, and `file`, if a path is given. The directory holds PEM files named as QEMU wants them.
+Prints the TCP port and the TLS port, 0 without TLS, then serves until killed. All connections
+share the same devices: `disk` and `fixed` (read-only) in memory, `thin`, a volume of a pool in
+memory, and `file`, if a path is given. The directory holds PEM files with the names of QEMU.
 """
 
 import argparse
@@ -29,14 +29,14 @@ NAMES = ["disk", "fixed", "thin"]
 
 
 class Shared(MemoryDevice):
-    """Outlives the connections that close it."""
+    """A device in memory that stays open when a connection closes it."""
 
     async def close(self) -> None:
         pass
 
 
 class SharedFile(FileDevice):
-    """Likewise."""
+    """A file that stays open when a connection closes it."""
 
     async def close(self) -> None:
         pass

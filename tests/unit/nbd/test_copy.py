@@ -1,4 +1,4 @@
-"""Copying between devices in memory: right bytes, few requests, bounded flight."""
+"""Copies between devices in memory: right bytes, few requests, bounded requests in flight."""
 
 import random
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ KIB, MIB = 1 << 10, 1 << 20
 
 
 class Told(MemoryDevice):
-    """Says of itself what it is told to, a few extents at a time, and counts requests."""
+    """Reports the extents that a test sets, a few at a time, and counts requests."""
 
     def __init__(self, size_bytes: int, zero: list[tuple[int, int]] | None = None) -> None:
         super().__init__(size_bytes)
@@ -148,7 +148,7 @@ def sources() -> Iterator[tuple[str, Told]]:
     sparse.put(0, rng.randbytes(MIB))
     sparse.put(2 * MIB, rng.randbytes(512 * KIB))
     sparse.put(3 * MIB, rng.randbytes(4096))
-    silent = Told(2 * MIB)  # says nothing about its zeroes
+    silent = Told(2 * MIB)  # reports no zeroes
     silent.put(MIB - 5, rng.randbytes(4 * KIB))
     yield "sparse", sparse
     yield "silent", silent
@@ -160,9 +160,7 @@ def sources() -> Iterator[tuple[str, Told]]:
 @pytest.mark.parametrize(("name", "source"), list(sources()))
 @pytest.mark.parametrize("clean", [False, True])
 @pytest.mark.parametrize("plain", [False, True])
-async def test_a_copy_is_what_its_source_is(
-    name: str, source: Told, clean: bool, plain: bool
-) -> None:
+async def test_a_copy_equals_its_source(name: str, source: Told, clean: bool, plain: bool) -> None:
     target = Told(source.size_bytes + 8192)
     target.put(0, b"\xff" * target.size_bytes)
     if clean:
@@ -200,7 +198,7 @@ async def test_zeroes_that_the_source_names_are_never_read() -> None:
     assert (counts.copied_bytes, counts.zeroed_bytes) == (MIB, 3 * MIB)
 
 
-async def test_zeroes_that_the_destination_has_are_left_alone() -> None:
+async def test_zeroes_that_the_destination_holds_already_are_skipped() -> None:
     source, target = Told(4 * MIB, [(0, 4 * MIB)]), Told(4 * MIB, [(0, 4 * MIB)])
     counts = await Copy(source, target, CopySettings()).run()
     assert target.requests == []
@@ -216,7 +214,7 @@ async def test_requests_in_flight_are_bounded(autojump_clock: trio.testing.MockC
     assert await content(target) == b"x" * (8 * MIB)
 
 
-async def test_a_failure_ends_the_copy_as_it_is() -> None:
+async def test_a_device_error_ends_the_copy_and_is_raised_unchanged() -> None:
     source, target = Told(8 * MIB), Told(8 * MIB)
     source.put(0, b"x" * source.size_bytes)
     target.fails = NoSpaceError("full")

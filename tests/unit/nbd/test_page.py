@@ -1,4 +1,4 @@
-"""docs/nbd.md is true: every item has a test that names it, and code where the page says."""
+"""docs/nbd.md: every item has a test that names it, and every module that it names exists."""
 
 import ast
 import re
@@ -8,11 +8,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 ROW = re.compile(r"^\| (\d+) \| [MSY] \| .+ \| ((?:`[a-z.]+` ?)+) \|$", re.MULTILINE)
 NUMBERS = re.compile(r"\d+(?: to \d+)?(?:, \d+(?: to \d+)?)*")
-"""As docstrings begin that name items: `3, 9, 57 to 61: ...`."""
+"""The item numbers at the start of a docstring: `3, 9, 57 to 61: ...`."""
 
 
 def rows() -> dict[int, list[str]]:
-    """The items, each with the modules that carry it out."""
+    """Return the items by number, each with the modules that carry it out."""
     page = (ROOT / "docs" / "nbd.md").read_text()
     return {int(number): re.findall(r"`([a-z.]+)`", where) for number, where in ROW.findall(page)}
 
@@ -41,12 +41,12 @@ def test_every_item_has_a_test() -> None:
     assert set(rows()) - tested == set()
 
 
-def test_numbers_are_read_as_they_are_meant() -> None:
+def test_item_numbers_are_read_from_docstrings() -> None:
     assert named("3, 57 to 59: and 8 more") == {3, 57, 58, 59}
     assert named("Goal: 7 of 9") == set()
 
 
-def test_every_place_is_there() -> None:
+def test_every_named_module_exists() -> None:
     for modules in rows().values():
         for module in modules:
             assert (ROOT / "nbd" / f"{module.replace('.', '/')}.py").exists(), module

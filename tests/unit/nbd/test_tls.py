@@ -1,4 +1,4 @@
-"""TLS over a pair of sockets: who gets in. TLS items of docs/nbd.md."""
+"""TLS over a pair of sockets: which peers are accepted. TLS items of docs/nbd.md."""
 
 import socket
 import ssl
@@ -15,7 +15,7 @@ from tests.unit.nbd.secured import Pair, Side, connect, receive, shake
 
 
 async def reason_to_the_client(client: Side) -> str:
-    """What a client learns of a server's refusal: with TLS 1.3, only when it receives."""
+    """Return the error of a refused client: with TLS 1.3, it comes only when receiving."""
     if isinstance(client, TlsSocket):
         with pytest.raises(OSError, match="TLS") as caught:
             await receive(client)
@@ -23,7 +23,9 @@ async def reason_to_the_client(client: Side) -> str:
     return str(client)
 
 
-async def test_both_sides_know_each_other(sockets: Pair, made: Certificates) -> None:
+async def test_both_sides_check_certificates_and_exchange_data(
+    sockets: Pair, made: Certificates
+) -> None:
     server, client = await connect(sockets, made)
     assert server.version() == client.version() == "TLSv1.3"
     assert server.peer_names() == ["Alice", "alice.test"]
@@ -36,7 +38,7 @@ async def test_both_sides_know_each_other(sockets: Pair, made: Certificates) -> 
     assert await receive(client) == b"welcome"
 
 
-async def test_version_1_2_works(sockets: Pair, made: Certificates) -> None:
+async def test_tls_1_2_works(sockets: Pair, made: Certificates) -> None:
     context = made.client()
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     server, client = await shake(sockets, made.server(), context)
@@ -47,7 +49,7 @@ async def test_version_1_2_works(sockets: Pair, made: Certificates) -> None:
     assert await receive(client) == b"hello"
 
 
-async def test_version_1_1_is_refused(sockets: Pair, made: Certificates) -> None:
+async def test_tls_1_1_is_refused(sockets: Pair, made: Certificates) -> None:
     """Checklist 27."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -119,19 +121,19 @@ async def test_a_server_of_another_name_is_refused(sockets: Pair, made: Certific
 
 
 @pytest.mark.parametrize("hostname", [None, "", ".", "a" * 300])
-async def test_a_name_is_needed_to_check(
+async def test_a_client_that_checks_needs_a_host_name(
     sockets: Pair, made: Certificates, hostname: str | None
 ) -> None:
     with pytest.raises(TlsError, match="host name"):
         await TlsSocket.handshake(sockets[1], made.client(), server_side=False, hostname=hostname)
 
 
-async def test_a_client_may_take_any_server(sockets: Pair, made: Certificates) -> None:
+async def test_a_client_can_skip_the_check_of_the_server(sockets: Pair, made: Certificates) -> None:
     context = client_context(None, None, None, verify=False)
     server, client = await shake(sockets, made.server(mutual=False), context, None)
     assert isinstance(server, TlsSocket)
     assert isinstance(client, TlsSocket)
-    assert client.peer_names() == []  # not verified, so not known
+    assert client.peer_names() == []  # not verified, so not returned
 
 
 @pytest.mark.parametrize("text", [b"NBDMAGICIHAVEOPT" * 8, b"GET / HTTP/1.1\r\n\r\n", bytes(99)])
@@ -141,19 +143,21 @@ async def test_plain_text_is_refused(sockets: Pair, made: Certificates, text: by
         await TlsSocket.handshake(sockets[0], made.server(), server_side=True)
 
 
-async def test_a_server_in_plain_text_is_refused(sockets: Pair, made: Certificates) -> None:
+async def test_a_client_refuses_a_server_in_plain_text(sockets: Pair, made: Certificates) -> None:
     sockets[0].send(b"NBDMAGICIHAVEOPT" * 8)
     with pytest.raises(TlsError, match="does not speak TLS"):
         await TlsSocket.handshake(sockets[1], made.client(), server_side=False, hostname=HOST)
 
 
-async def test_a_peer_that_leaves_during_the_handshake(sockets: Pair, made: Certificates) -> None:
+async def test_a_peer_that_leaves_during_the_handshake_is_an_error(
+    sockets: Pair, made: Certificates
+) -> None:
     sockets[1].close()
     with pytest.raises(TlsError, match="went away"):
         await TlsSocket.handshake(sockets[0], made.server(), server_side=True)
 
 
-async def test_a_silent_peer_can_be_given_up(
+async def test_a_handshake_with_a_silent_peer_can_be_cancelled(
     sockets: Pair, made: Certificates, autojump_clock: trio.testing.MockClock
 ) -> None:
     with trio.move_on_after(10) as patience:

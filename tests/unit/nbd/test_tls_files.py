@@ -1,4 +1,4 @@
-"""Files of certificates and keys: every mistake has its own words. TLS items of docs/nbd.md."""
+"""Files of certificates and keys: every mistake has its own message. TLS items of docs/nbd.md."""
 
 from pathlib import Path
 
@@ -47,7 +47,9 @@ def test_a_file_that_is_not_pem_is_named(made: Certificates, tmp_path: Path) -> 
     assert f"path={certificate}" in error_of(certificate, certificate)  # swapped by mistake
 
 
-def test_damage_inside_pem_is_an_error_with_the_file(made: Certificates, tmp_path: Path) -> None:
+def test_damage_inside_pem_is_an_error_that_names_the_file(
+    made: Certificates, tmp_path: Path
+) -> None:
     certificate, key = made.pair()
     damaged = tmp_path / "damaged"
     for path in (certificate, key):
@@ -92,7 +94,7 @@ def test_a_client_needs_certificate_and_key(made: Certificates) -> None:
         client_context(Path("/missing"), None, None)
 
 
-def test_a_client_without_an_authority_trusts_those_of_the_system() -> None:
+def test_a_client_without_an_authority_trusts_the_systems_authorities() -> None:
     context = client_context(None, None, None)
     assert context.check_hostname
     assert not client_context(None, None, None, verify=False).check_hostname

@@ -13,7 +13,9 @@ from tests.unit.nbd.certificates import Certificates
 from tests.unit.nbd.secured import Pair, connect, receive
 
 
-async def test_nothing_there_is_said_so(sockets: Pair, made: Certificates) -> None:
+async def test_receiving_raises_blocking_io_error_when_no_bytes_are_there(
+    sockets: Pair, made: Certificates
+) -> None:
     server, _ = await connect(sockets, made)
     with pytest.raises(BlockingIOError):
         server.recv_into(bytearray(10))
@@ -24,9 +26,7 @@ async def test_nothing_there_is_said_so(sockets: Pair, made: Certificates) -> No
     assert server.send(b"") == 0
 
 
-async def test_what_is_received_early_is_given_out_in_pieces(
-    sockets: Pair, made: Certificates
-) -> None:
+async def test_a_long_record_is_received_in_pieces(sockets: Pair, made: Certificates) -> None:
     server, client = await connect(sockets, made)
     client.send(bytes(range(100)))
     got = [await receive_at_most(server, 30) for _ in range(4)]
@@ -44,7 +44,7 @@ async def receive_at_most(sock: TlsSocket, size: int) -> bytes:
             await trio.lowlevel.wait_readable(sock)
 
 
-async def test_goodbye_is_an_end(sockets: Pair, made: Certificates) -> None:
+async def test_close_notify_is_the_end_of_the_stream(sockets: Pair, made: Certificates) -> None:
     server, client = await connect(sockets, made)
     client.send(b"last words")
     client.close()
@@ -56,8 +56,8 @@ async def test_goodbye_is_an_end(sockets: Pair, made: Certificates) -> None:
     server.close()
 
 
-async def test_a_cut_is_an_error(sockets: Pair, made: Certificates) -> None:
-    """Also between two records: an attacker may cut anywhere."""
+async def test_an_end_without_close_notify_is_an_error(sockets: Pair, made: Certificates) -> None:
+    """The connection is cut between two records: an attacker may cut it anywhere."""
     server, client = await connect(sockets, made)
     client.send(b"last words")
     sockets[1].close()
@@ -113,11 +113,11 @@ async def test_bytes_count_as_sent_only_when_the_kernel_has_them(
         client.recv(1)
 
 
-async def test_a_sender_that_is_done_left_nothing_behind(sockets: Pair, made: Certificates) -> None:
-    """Goal: nbd/sender.py works over TLS: replies arrive whole, the last byte included, though
-    nobody calls it again.
+async def test_a_finished_drain_has_sent_the_last_byte(sockets: Pair, made: Certificates) -> None:
+    """Goal: `Sender` works over TLS: all replies arrive whole, the last byte included, without a
+    further call.
 
-    Method: replies of all sizes, queued while others are sent, to a client that reads slowly.
+    Method: queue replies of all sizes while others are sent, to a client that reads slowly.
     """
     server, client = await connect(sockets, made)
     rng = random.Random(2)
@@ -174,7 +174,7 @@ async def test_large_transfers_both_ways_at_once(sockets: Pair, made: Certificat
 
 
 async def test_a_server_gives_no_tickets(sockets: Pair, made: Certificates) -> None:
-    """They would be bytes that a client who never receives leaves in our way."""
+    """Their bytes would fill the socket of a client that never receives."""
     await connect(sockets, made)
     with pytest.raises(BlockingIOError):
         sockets[1].recv(1)

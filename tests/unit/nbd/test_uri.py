@@ -1,3 +1,5 @@
+"""NBD URIs: parsing, refusals with a reason, and round trips."""
+
 from pathlib import Path
 
 import pytest
@@ -87,7 +89,7 @@ def test_uris(text: str, expected: NbdUri) -> None:
         ("nbd://host/" + "x" * 4097, "4096"),
     ],
 )
-def test_what_cannot_be_is_refused_in_words(text: str, about: str) -> None:
+def test_bad_uris_are_refused_with_a_reason(text: str, about: str) -> None:
     with pytest.raises(UriError) as caught:
         parse_uri(text)
     assert about in str(caught.value)
@@ -112,5 +114,5 @@ def test_any_text_is_a_uri_or_refused(text: str) -> None:
 
 @settings(deadline=None)
 @given(st.text(st.characters(exclude_characters="\0", codec="utf-8"), max_size=50))
-def test_export_names_survive(name: str) -> None:
+def test_export_names_survive_a_round_trip(name: str) -> None:
     assert parse_uri(str(NbdUri(False, name, "host"))).export == name

@@ -1,4 +1,4 @@
-"""A small raw client and helpers that build bytes, written from the protocol, not from `nbd`."""
+"""A small raw client and helpers that build bytes, independent of the code in `nbd`."""
 
 import socket
 import struct
@@ -96,7 +96,7 @@ class Exports:
 
 
 class RawClient:
-    """Sends bytes, receives bytes."""
+    """A client that sends and receives the bytes of the protocol."""
 
     def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
         self.stream = stream
@@ -137,7 +137,7 @@ class RawClient:
         await self.send(struct.pack(">I", flags))
 
     async def enter(self, name: bytes = b"", *, structured: bool = False) -> dict[int, bytes]:
-        """Negotiate; return the information of GO by kind."""
+        """Negotiate and enter an export by GO; return its information by kind."""
         await self.greet()
         if structured:
             assert await self.option(8) == [(ACK, b"")]
@@ -168,14 +168,14 @@ class RawClient:
     async def ask(
         self, kind: int, offset: int = 0, length: int = 0, *, flags: int = 0, data: bytes = b""
     ) -> int:
-        """Send a request without data in its answer; return the error."""
+        """Send a request whose answer has no data; return the error."""
         await self.send(request(kind, offset, length, flags=flags) + data)
         cookie, error, _ = await self.simple()
         assert cookie == 7
         return error
 
     async def read(self, offset: int, length: int, *, flags: int = 0) -> bytes | int:
-        """Return the data, or the error."""
+        """Send a READ; return its data, or the error."""
         await self.send(request(READ, offset, length, flags=flags))
         _, error, data = await self.simple(length)
         return error or data
@@ -202,7 +202,7 @@ class Running:
         return client
 
     async def idle(self) -> None:
-        """Wait until every client is gone and every handle closed."""
+        """Wait until every client is gone; assert that every device handle is closed."""
         with trio.fail_after(5):
             while self.server.clients():
                 await trio.sleep(0.002)
@@ -229,7 +229,7 @@ async def running(
     tls: TlsTerms = PLAIN,
     rules: Sequence[AccessRule] = (),
 ) -> AsyncIterator[Running]:
-    """Run a server on a Unix socket; everything must end within ten seconds."""
+    """Run a server on a Unix socket; the body must end within ten seconds."""
     exports = exports or Exports()
     server = Server(
         exports,

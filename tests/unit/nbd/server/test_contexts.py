@@ -1,4 +1,4 @@
-"""Further metadata contexts of a device: listed, selected, answered together, bounded."""
+"""Metadata contexts of a device besides base:allocation: listed, selected, answered, bounded."""
 
 import struct
 from pathlib import Path
@@ -33,7 +33,8 @@ BIG = 0xFFFFFFFF
 
 
 class Telling(MemoryDevice):
-    """Depths of 64 KiB in turns; one bitmap in small pieces, and one that fails."""
+    """Reports depths in runs of 64 KiB and more, a bitmap in runs of 512 bytes, and fails for
+    another bitmap."""
 
     contexts = ("qemu:allocation-depth", "qemu:dirty-bitmap:a", "qemu:dirty-bitmap:b")
 
@@ -53,7 +54,7 @@ def told(*numbers_and_names: tuple[int, bytes]) -> list[tuple[int, bytes]]:
     return [*replies, (ACK, b"")]
 
 
-async def haggling(run: Running, *, extended: bool = False) -> RawClient:
+async def negotiating(run: Running, *, extended: bool = False) -> RawClient:
     client = await run.connect()
     await client.greet()
     assert await client.option(11 if extended else 8) == [(ACK, b"")]
@@ -78,21 +79,21 @@ ALL = ((0, BASE), (1, DEPTH), (2, BITMAP + b"a"), (3, BITMAP + b"b"))
         ([b"qemu", b"qemu:dirty-bitmap", b"qemu:dirty-bitmap:a:", b":", b""], ()),
     ],
 )
-async def test_lists_know_wildcards(
+async def test_lists_take_wildcards_and_selections_whole_names(
     tmp_path: Path, queries: list[bytes], found: tuple[tuple[int, bytes], ...]
 ) -> None:
-    """As qemu-nbd: a namespace, or all bitmaps. Selecting needs whole names."""
+    """As in qemu-nbd, a query for a list may be a namespace, or all bitmaps."""
     async with running(tmp_path, serving(lambda: Telling(MIB))) as run:
-        client = await haggling(run)
+        client = await negotiating(run)
         assert await client.option(9, query(*queries)) == told(*found)
         exact = [each for each in ALL if each[1] in queries]
         assert await client.option(10, query(*queries)) == told(*exact)
 
 
 async def test_several_contexts_are_answered_at_once(tmp_path: Path) -> None:
-    """One chunk for each, what passes the range cut off, equal neighbours joined."""
+    """Each context gets one chunk, cut off at the end of the range, with equal neighbors joined."""
     async with running(tmp_path, serving(lambda: Telling(MIB))) as run:
-        client = await haggling(run)
+        client = await negotiating(run)
         chosen = await client.option(10, query(BITMAP + b"a", DEPTH, BASE))
         assert chosen == told(*ALL[:3])
         await go(client)
@@ -110,9 +111,9 @@ async def test_several_contexts_are_answered_at_once(tmp_path: Path) -> None:
         assert runs == [(0, 160 * KIB, 0), (1, 128 * KIB, 2), (2, 512, 0)]
 
 
-async def test_in_64_bits_and_filtered(tmp_path: Path) -> None:
+async def test_several_contexts_in_64_bits_and_filtered(tmp_path: Path) -> None:
     async with running(tmp_path, serving(lambda: Telling(1 << 40))) as run:
-        client = await haggling(run, extended=True)
+        client = await negotiating(run, extended=True)
         await client.option(10, query(DEPTH, BASE))
         await go(client)
         await client.send(extended_request(STATUS, 0, 1 << 40))
@@ -131,7 +132,7 @@ async def test_in_64_bits_and_filtered(tmp_path: Path) -> None:
 
 async def test_a_context_that_fails_fails_the_request(tmp_path: Path) -> None:
     async with running(tmp_path, serving(lambda: Telling(MIB))) as run:
-        client = await haggling(run)
+        client = await negotiating(run)
         await client.option(10, query(BASE, BITMAP + b"b"))
         await go(client)
         await client.send(request(STATUS, 0, 4096))
@@ -140,12 +141,12 @@ async def test_a_context_that_fails_fails_the_request(tmp_path: Path) -> None:
         assert run.server.clients()[0].counters.errors == 1
 
 
-async def test_what_a_client_can_ask_for_is_bounded(
+async def test_selected_contexts_and_their_extents_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(handshake, "CONTEXTS_MAX", 2)
     async with running(tmp_path, serving(lambda: Telling(1 << 30))) as run:
-        client = await haggling(run)
+        client = await negotiating(run)
         assert (await client.option(10, query(*(name for _, name in ALL))))[0][0] == ERR_TOO_BIG
         await client.option(10, query(BASE, BITMAP + b"a"))
         await go(client)

@@ -39,7 +39,7 @@ SIZES_BYTES = struct.pack(">HIII", 3, 1, 4096, 32 << 20)
 
 
 def answer(handshake: ServerHandshake, event: Event) -> None:
-    """Answer as a server with one export named `vm` does."""
+    """Answer as a server does that has the export `vm` and lists `naïve` as well."""
     if isinstance(event, ListRequest):
         handshake.answer_list(["vm", "naïve"])
     elif isinstance(event, ExportRequest) and event.name == "vm":
@@ -99,7 +99,7 @@ def test_export_name_can_only_be_refused_by_closing(name: bytes) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 4, 5, 12, 2**32 - 1])
-def test_unknown_options_are_refused_in_step(number: int) -> None:
+def test_unknown_options_are_refused_and_the_stream_stays_in_step(number: int) -> None:
     """5, 24: refused with ERR_UNSUP, data consumed, never ERR_TLS_REQD."""
     replies = replies_to(option(number, b"IHAVEOPT" * 9), option(3))
     assert replies[0][:2] == (number, ERR_UNSUP)
@@ -107,7 +107,7 @@ def test_unknown_options_are_refused_in_step(number: int) -> None:
 
 
 def test_error_text_is_short_utf8() -> None:
-    """6: even when a 4096-byte name could be echoed into it."""
+    """6: even for a message longer than 4096 bytes, with a NUL."""
     handshake = ServerHandshake()
     handshake.receive(FLAGS + option(7, info_data(b"n" * 4096)))
     event = handshake.next_event()
@@ -151,7 +151,7 @@ def test_info_and_go_answer_alike(number: int) -> None:
     assert converse(FLAGS + asked)[2].entered == (number == 7)
 
 
-def test_haggling_goes_on_after_an_unknown_export() -> None:
+def test_negotiation_goes_on_after_an_unknown_export() -> None:
     """11."""
     events, output, handshake = converse(
         FLAGS + option(7, info_data(b"nope")) + option(7, info_data(b"vm"))
@@ -175,7 +175,7 @@ def test_haggling_goes_on_after_an_unknown_export() -> None:
     ],
 )
 @pytest.mark.parametrize("number", [6, 7])
-def test_malformed_info_is_refused_in_step(number: int, data: bytes) -> None:
+def test_malformed_info_is_refused_and_the_stream_stays_in_step(number: int, data: bytes) -> None:
     """12, 21, and the name length of CVE-2022-26495."""
     replies = replies_to(option(number, data), option(8))
     assert [(kind, len(rest) > 0) for _, kind, rest in replies] == [(ERR_INVALID, True), (ACK, 0)]
@@ -191,7 +191,7 @@ def test_long_names_are_answered(size: int, expected: int) -> None:
 
 @pytest.mark.parametrize("length", [65537, 2**31, 2**32 - 1])
 def test_hostile_option_lengths_end_the_connection(length: int) -> None:
-    """14: before anything of that length was received."""
+    """14: before any byte of the data was received."""
     with pytest.raises(ProtocolError, match="too long"):
         converse(FLAGS + b"IHAVEOPT" + struct.pack(">II", 7, length))
 
@@ -259,7 +259,7 @@ plausible_options = st.builds(
     st.integers(1, 60),
 )
 def test_any_bytes_yield_events_or_protocol_error(stream: bytes, piece: int) -> None:
-    """12: and what goes out is well-formed."""
+    """12: and the replies are well-formed."""
     try:
         _, output, handshake = converse(stream, piece)
     except ProtocolError:

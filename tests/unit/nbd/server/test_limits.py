@@ -29,7 +29,7 @@ from tests.unit.nbd.wire import (
 )
 
 
-async def test_disconnect_finishes_what_is_outstanding(tmp_path: Path) -> None:
+async def test_disc_finishes_requests_in_flight(tmp_path: Path) -> None:
     """53."""
     device = SlowDevice()
     async with running(tmp_path, serving(lambda: device)) as run:
@@ -72,8 +72,10 @@ async def test_a_write_of_a_dead_connection_never_lands(tmp_path: Path) -> None:
         b"\0\0\0\3" + option(7, info_data(b"")) + b"garbage" * 10,
     ],
 )
-async def test_clients_that_hang_up_or_talk_garbage(tmp_path: Path, hangs_up_after: bytes) -> None:
-    """2, 30, and a crash of other servers: EXPORT_NAME and gone."""
+async def test_clients_that_hang_up_or_send_garbage_do_no_harm(
+    tmp_path: Path, hangs_up_after: bytes
+) -> None:
+    """2, 30, and a crash of other servers: a client that hangs up after EXPORT_NAME."""
     async with running(tmp_path) as run:
         client = await run.connect()
         await client.send(hangs_up_after)
@@ -111,12 +113,12 @@ async def test_too_many_connections_are_refused(tmp_path: Path) -> None:
 async def test_half_open_connections_give_way_to_clients(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """14, CVE-2024-7409: the longest of them first, and nobody who got further."""
+    """14, CVE-2024-7409: the oldest of them first, and no client that entered an export."""
     caplog.set_level("INFO")
     async with running(tmp_path, limits=Limits(connections_max=3)) as run:
         working, silent, greeted = await run.entered(), await run.connect(), await run.connect()
         await greeted.greet()
-        assert await (await run.connect()).ended(), "they may be about to enter"
+        assert await (await run.connect()).ended(), "negotiations may be about to end"
         monkeypatch.setattr("nbd.server.server.NEGOTIATION_S", 0.0)
         for ending in (silent, greeted):
             await trio.sleep(0.01)
@@ -124,7 +126,7 @@ async def test_half_open_connections_give_way_to_clients(
             assert await client.read(0, 4) == bytes(4)
             await ending.receive(len(ending.buffer) + 18 * (ending is silent))
             assert await ending.ended()
-        assert await (await run.connect()).ended(), "all are at work"
+        assert await (await run.connect()).ended(), "all clients have entered"
         assert await working.read(0, 4) == bytes(4)
     assert "others find no place" in caplog.text
 
@@ -158,8 +160,10 @@ async def test_bytes_in_flight_are_bounded(tmp_path: Path) -> None:
             assert {(await client.simple())[0] for _ in range(10)} == set(range(10))
 
 
-async def test_the_longest_request_is_told_and_kept_to(tmp_path: Path) -> None:
-    """15, 52, 59: too long a payload is refused in step, or ends a connection that could tell."""
+async def test_the_longest_payload_is_advertised_and_enforced(tmp_path: Path) -> None:
+    """15, 52, 59: a longer payload is refused in step; with extended headers it ends the
+    connection.
+    """
     limits = Limits(payload_bytes_max=512 * 1024)
     async with running(tmp_path, limits=limits) as run:
         client = await run.connect()
@@ -178,8 +182,8 @@ async def test_the_longest_request_is_told_and_kept_to(tmp_path: Path) -> None:
         assert await modern.ended()
 
 
-async def test_a_client_that_does_not_read_is_not_read(tmp_path: Path) -> None:
-    """Replies are bounded; and they are all there once it reads."""
+async def test_requests_of_a_client_that_does_not_read_wait_in_the_socket(tmp_path: Path) -> None:
+    """Unread replies are bounded, and all replies arrive once the client reads."""
     reads = 200
     async with running(tmp_path) as run:
         client = await run.entered()
@@ -191,8 +195,8 @@ async def test_a_client_that_does_not_read_is_not_read(tmp_path: Path) -> None:
             assert (await client.simple(MIB))[:2] == (number, 0)
 
 
-async def test_thousands_of_small_unread_replies(tmp_path: Path) -> None:
-    """On AF_UNIX about a thousand block the server; nothing may be lost or stuck."""
+async def test_thousands_of_small_unread_replies_arrive_in_the_end(tmp_path: Path) -> None:
+    """On AF_UNIX about a thousand block the sender; none may be lost or stuck."""
     count = 5000
     async with running(tmp_path) as run:
         client, other = await run.entered(), await run.entered()
@@ -200,7 +204,7 @@ async def test_thousands_of_small_unread_replies(tmp_path: Path) -> None:
             stream = b"".join(write(n, b"x", cookie=n) for n in range(count))
             nursery.start_soon(client.send, stream)
             await trio.testing.wait_all_tasks_blocked(0.01)
-            assert await other.read(0, 4) == bytes(4), "a handle of its own, and not starved"
+            assert await other.read(0, 4) == bytes(4), "other clients are served"
             for number in range(count):
                 assert await client.simple() == (number, 0, b"")
 
@@ -210,9 +214,9 @@ async def test_stop_finishes_requests_and_refuses_the_rest(tmp_path: Path) -> No
     device = SlowDevice()
     limits = Limits(requests_in_flight_max=1)  # so that the second is not taken before the stop
     async with running(tmp_path, serving(lambda: device), limits) as run:
-        client, haggling = await run.entered(), await run.connect()
-        await haggling.greet()
-        assert (await haggling.option(3))[-1][0] == ACK
+        client, negotiating = await run.entered(), await run.connect()
+        await negotiating.greet()
+        assert (await negotiating.option(3))[-1][0] == ACK
         await client.send(request(READ, 0, 4, cookie=1))
         await device.until_started(1)
         await client.send(request(READ, 0, 4, cookie=2))
@@ -221,10 +225,10 @@ async def test_stop_finishes_requests_and_refuses_the_rest(tmp_path: Path) -> No
         with pytest.raises(FileNotFoundError):
             await run.connect()
         assert await client.simple() == (2, ESHUTDOWN, b"")
-        assert await haggling.option(7, info_data(b"")) == [
+        assert await negotiating.option(7, info_data(b"")) == [
             (ERR_SHUTDOWN, b"server is shutting down")
         ]
-        await haggling.send(option(2))
+        await negotiating.send(option(2))
         device.gate.set()
         assert await client.simple(4) == (1, 0, bytes(4))
         assert await client.ended()
@@ -235,7 +239,7 @@ async def test_stop_finishes_requests_and_refuses_the_rest(tmp_path: Path) -> No
 async def test_lingering_clients_do_not_hold_up_a_stop(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """55: one whose request never ends, one that does not read."""
+    """55: such as one whose request never ends."""
     device = SlowDevice(4 * MIB)
     async with running(tmp_path, serving(lambda: device), Limits(grace_s=0.1)) as run:
         stuck = await run.entered()

@@ -1,4 +1,4 @@
-"""Memory over all clients, buffers used again, and clients that come back."""
+"""Memory of all clients together, reused buffers, and clients that reconnect."""
 
 import copy
 import socket
@@ -37,14 +37,14 @@ TIGHT = Limits(memory_bytes_max=MIB, patience_s=0.2)
 
 
 class Shared(MemoryDevice):
-    """One disk for all connections; see `sharing`."""
+    """One disk for all connections, which do not close it; see `sharing`."""
 
     async def close(self) -> None:
         pass
 
 
 class SharedSlow(SlowDevice):
-    """Likewise, slow."""
+    """One slow disk for all connections, which do not close it."""
 
     def __init__(self, size_bytes: int) -> None:
         self._starts: list[int] = []
@@ -64,7 +64,7 @@ class SharedSlow(SlowDevice):
 
 
 def sharing(*devices: MemoryDevice) -> Exports:
-    """Connections get these one after the other, the last one again and again."""
+    """Return exports whose connections get these devices in turn, later ones the last device."""
     left = list(devices)
     return serving(lambda: copy.copy(left.pop(0) if len(left) > 1 else left[0]))
 
@@ -87,13 +87,13 @@ async def half_a_write(run: Running, length: int = MIB) -> RawClient:
     return client
 
 
-async def test_a_stalled_payload_is_dropped_only_when_others_wait(
+async def test_a_client_with_a_stalled_payload_is_dropped_only_when_others_wait(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with running(tmp_path, limits=TIGHT) as run:
         stalled = await half_a_write(run)
         await trio.sleep(0.5)
-        assert len(run.server.clients()) == 1, "nobody needs the memory"
+        assert len(run.server.clients()) == 1, "no other client needs the memory"
         other = await run.entered()
         await other.send(write(0, b"x" * (128 * KIB)))
         assert await other.simple() == (7, 0, b"")
@@ -102,7 +102,9 @@ async def test_a_stalled_payload_is_dropped_only_when_others_wait(
     assert "holds memory that others need" in caplog.text
 
 
-async def test_unread_replies_are_dropped_only_when_others_wait(tmp_path: Path) -> None:
+async def test_a_client_with_unread_replies_is_dropped_only_when_others_wait(
+    tmp_path: Path,
+) -> None:
     device = SharedSlow(4 * MIB)
     device.gate.set()
     async with running(tmp_path, sharing(device), TIGHT) as run:
@@ -116,8 +118,8 @@ async def test_unread_replies_are_dropped_only_when_others_wait(tmp_path: Path) 
         assert len(run.server.clients()) == 1
 
 
-async def test_who_waits_for_the_device_is_never_dropped(tmp_path: Path) -> None:
-    """Their memory is held because of the server, also that of payloads not received yet."""
+async def test_clients_that_wait_for_the_device_are_never_dropped(tmp_path: Path) -> None:
+    """Their memory is held because of the device, also the memory of payloads to be received."""
     device = SharedSlow(4 * MIB)
     async with running(tmp_path, sharing(device), TIGHT) as run:
         clients = [await run.entered() for _ in range(3)]
@@ -134,8 +136,8 @@ async def test_who_waits_for_the_device_is_never_dropped(tmp_path: Path) -> None
         await until(lambda: used_bytes(run) == 0)
 
 
-async def test_payloads_that_are_there_do_not_wait_for_each_other(tmp_path: Path) -> None:
-    """All memory is in payloads that arrived: each must be served without getting more."""
+async def test_payloads_that_arrived_do_not_wait_for_memory(tmp_path: Path) -> None:
+    """All memory is in payloads that arrived: each must be served without further memory."""
     async with running(tmp_path, limits=Limits(memory_bytes_max=2 * MIB, patience_s=0.2)) as run:
         clients = [await half_a_write(run) for _ in range(2)]
         for client in clients:
@@ -164,7 +166,7 @@ async def test_the_bound_holds_for_streams_of_equal_payloads(tmp_path: Path) -> 
         await until(lambda: used_bytes(run) == 0)
 
 
-async def test_unread_block_status_counts(tmp_path: Path) -> None:
+async def test_waiting_block_status_counts_towards_bytes_in_flight(tmp_path: Path) -> None:
     device = SlowDevice(1 << 30)
 
     async def extents(offset: int, length: int) -> list[object]:
@@ -178,7 +180,7 @@ async def test_unread_block_status_counts(tmp_path: Path) -> None:
         await client.send(b"".join(request(STATUS, 0, 1 << 30, cookie=n) for n in range(100)))
         await device.until_started(4)
         await trio.testing.wait_all_tasks_blocked(0.01)
-        assert device.started == 4, "each may be answered by a MiB"
+        assert device.started == 4, "each may have an answer of a MiB"
 
 
 @pytest.mark.parametrize("leaves", ["unread", "half", "garbage", "large"])
@@ -202,7 +204,7 @@ async def test_memory_is_given_back_however_a_client_leaves(tmp_path: Path, leav
 
 
 async def test_buffers_in_use_are_not_used_again(tmp_path: Path) -> None:
-    """Writes that wait keep their payloads while others with equally large ones come and go."""
+    """Waiting writes keep their payloads while other writes of the same size are served."""
     disk = Shared(8 * MIB)
     slow = SharedSlow(8 * MIB)
     async with running(tmp_path, sharing(slow, disk)) as run:
@@ -223,7 +225,7 @@ async def test_buffers_in_use_are_not_used_again(tmp_path: Path) -> None:
 
 
 class Stuck(Shared):
-    """Writes of 0xaa wait; all others land at once."""
+    """Writes of 0xaa wait; all other writes land at once."""
 
     def __init__(self) -> None:
         super().__init__(MIB)
@@ -239,10 +241,10 @@ class Stuck(Shared):
         super().try_write(offset, data)  # type: ignore[arg-type]
 
 
-async def test_old_writes_do_not_land_after_those_of_a_client_that_came_back(
+async def test_old_writes_do_not_land_after_writes_of_a_client_that_reconnected(
     tmp_path: Path,
 ) -> None:
-    """The old connection is full, so nothing is read from it and its end goes unseen."""
+    """The old connection is full, so the server does not read from it and misses its end."""
     disk = Stuck()
     limits = Limits(requests_in_flight_max=2)
     async with running(tmp_path, sharing(disk), limits) as run:
@@ -259,10 +261,8 @@ async def test_old_writes_do_not_land_after_those_of_a_client_that_came_back(
         assert await new.read(0, 512) == b"new!" * 128
 
 
-async def test_who_comes_back_does_not_trip_over_a_connection_that_just_ended(
-    tmp_path: Path,
-) -> None:
-    """It ends between being listed as one to wait for and being looked at."""
+async def test_settling_a_connection_that_just_ended_returns_at_once(tmp_path: Path) -> None:
+    """The connection ends after the server listed it for a client that reconnects."""
     async with running(tmp_path) as run:
         await run.entered()
         (ending,) = run.server._connections
@@ -271,8 +271,8 @@ async def test_who_comes_back_does_not_trip_over_a_connection_that_just_ended(
             await ending.settle()
 
 
-async def test_a_goodbye_is_not_a_hangup(tmp_path: Path) -> None:
-    """53: libnbd sends DISC behind what it still waits for, and closes its sending side."""
+async def test_a_half_close_after_disc_is_no_hang_up(tmp_path: Path) -> None:
+    """53: libnbd sends DISC behind requests in flight, and shuts down its sending side."""
     device = SharedSlow(MIB)
     limits = Limits(requests_in_flight_max=2)
     async with running(tmp_path, sharing(device), limits) as run:
@@ -288,8 +288,8 @@ async def test_a_goodbye_is_not_a_hangup(tmp_path: Path) -> None:
         await run.idle()
 
 
-async def test_what_came_before_a_goodbye_is_done_without_a_listener(tmp_path: Path) -> None:
-    """53: the first answer finds nobody; the rest is carried out all the same."""
+async def test_requests_before_disc_are_carried_out_for_a_client_that_left(tmp_path: Path) -> None:
+    """53: the first answer cannot be sent; the other requests are carried out all the same."""
     device = SharedSlow(MIB)
     async with running(tmp_path, sharing(device)) as run:
         client = await run.entered()
@@ -303,7 +303,7 @@ async def test_what_came_before_a_goodbye_is_done_without_a_listener(tmp_path: P
 
 
 async def test_a_client_that_leaves_with_unread_replies_can_be_dropped(tmp_path: Path) -> None:
-    """After DISC too, when the memory of its replies is needed by others."""
+    """Even after DISC, when other clients need the memory of its replies."""
     device = SharedSlow(4 * MIB)
     device.gate.set()
     async with running(tmp_path, sharing(device), TIGHT) as run:

@@ -1,4 +1,4 @@
-"""The shortest way for single requests: it serves what is usual, and touches nothing else."""
+"""The fast path for single requests: it serves usual requests, and leaves all others alone."""
 
 import random
 import socket
@@ -96,19 +96,19 @@ def content(device: MemoryDevice) -> bytes:
 
 
 def left(made: Bench) -> bytes:
-    """What the general loop will find."""
+    """Return the received bytes that the general loop will find."""
     start, end = made.parser.span()
     return bytes(made.parser.usual[4][start:end])
 
 
 def assert_left(made: Bench, sent: bytes) -> None:
-    """Goal: it was received, and the general loop finds all of it where it looks for it."""
+    """Send bytes; assert that the lane received them and left them whole to the general loop."""
     before = content(made.device)
     made.client.sendall(sent)
     singles, count, more = made.lane.serve_singles(5)
     assert (singles, count) == (0, len(sent))
     assert left(made) == sent
-    # Less than a header, or a payload that is on its way, is nothing to look at.
+    # Part of a header, or a header whose payload is to come, needs no look by the general loop.
     assert more or len(sent) < made.parser.header_bytes or sent[7] == WRITE
     assert content(made.device) == before
     assert made.answer() == b""
@@ -125,11 +125,11 @@ places = st.sampled_from([0, 1, 512, 4096, len(CONTENT) - 512, len(CONTENT), 1 <
     offset=places, length=sizes, replies=st.sampled_from(MODES), grain=st.sampled_from([1, 512]),
     spoiled=st.sampled_from(["", "", "", "magic", "short", "more"]), read_only=st.booleans(),
 )  # fmt: skip
-def test_what_is_usual_is_served_and_all_else_left(
+def test_usual_requests_are_served_and_all_others_left(
     kind: int, flags: int, offset: int, length: int, replies: Replies, grain: int, spoiled: str,
     read_only: bool,
 ) -> None:  # fmt: skip
-    """Goal: exactly what the protocol says of it, or nothing at all."""
+    """Goal: a request gets exactly the answer of the protocol, or is left untouched."""
     extended = isinstance(replies, ExtendedReplies)
     make = extended_request if extended else request
     payload = CONTENT[-length:] if kind == WRITE and length else b""
@@ -168,7 +168,7 @@ def closing_device(device: MemoryDevice) -> Iterator[MemoryDevice]:
     trio.run(device.close)
 
 
-def test_what_a_device_does_not_do_at_once_is_left() -> None:
+def test_requests_that_the_device_does_not_serve_at_once_are_left() -> None:
     for device in (SlowDevice(), FailingDevice(DeviceError("no"), at_once=True)):
         for sent in (request(READ, 0, 512), write(0, b"x" * 512)):
             with bench(device) as made:
@@ -178,7 +178,7 @@ def test_what_a_device_does_not_do_at_once_is_left() -> None:
                 assert made.answer() == b""
 
 
-def test_it_ends_when_nothing_comes_and_when_its_turn_is_over() -> None:
+def test_serving_ends_when_no_request_comes_and_when_the_turn_is_over() -> None:
     with closing_device(filled()) as device, bench(device) as made:
         assert made.lane.serve_singles(3) == (0, None, False)
         made.client.sendall(request(READ, 0, 512))
@@ -187,8 +187,8 @@ def test_it_ends_when_nothing_comes_and_when_its_turn_is_over() -> None:
         assert made.lane.serve_singles(1) == (1, None, False)
 
 
-def test_a_batch_is_served_up_to_its_limits_and_to_what_is_not_usual() -> None:
-    """Goal: what is queued is bounded, and requests are served in their order."""
+def test_a_batch_ends_at_its_limits_and_before_an_unusual_request() -> None:
+    """Goal: queued replies are bounded, and requests are served in their order."""
     one = request(READ, 0, PAYLOAD_MAX)
     with closing_device(filled()) as device, bench(device) as made:
         made.client.sendall(one * 100 + request(FLUSH) + one)
@@ -202,7 +202,7 @@ def test_a_batch_is_served_up_to_its_limits_and_to_what_is_not_usual() -> None:
 
 
 def test_a_client_that_does_not_read_gets_the_rest_later() -> None:
-    """Goal: what the socket does not take stays in the sender, to the byte."""
+    """Goal: bytes that the socket does not take stay in the sender, none lost or repeated."""
     with closing_device(filled()) as device, bench(device) as made:
         asked = 0
         while not made.sender.replies:
@@ -218,11 +218,11 @@ def test_a_client_that_does_not_read_gets_the_rest_later() -> None:
         assert taken == one * asked
 
 
-async def test_a_client_that_waits_for_each_answer_goes_by_it(
+async def test_a_client_that_waits_for_each_answer_is_served_by_the_lane(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Goal: all answers are right while requests of all kinds come one by one, also those that the
-    lane leaves. It is made as patient as can be, so that it gets its share on any machine."""
+    """Goal: all answers are right while requests of all kinds come one by one, also the requests
+    that the lane leaves. The lane polls very long, so that it serves enough on any machine."""
     monkeypatch.setattr("nbd.server.quick.LOOKS", 50_000)
     served = []
     honest = QuickLane.serve_singles

@@ -1,4 +1,4 @@
-"""How a session looks at its socket."""
+"""How a session polls its socket and receives."""
 
 import fcntl
 import socket
@@ -13,7 +13,7 @@ TRIES = 20
 
 
 class Watched:
-    """A socket that counts how often it is asked, and how much it gave each time."""
+    """A socket that lists the calls of `recv_into`, each by the bytes that it gave."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -43,8 +43,8 @@ def room() -> memoryview:
     return memoryview(bytearray(1 << 16))
 
 
-def test_looking_for_nothing_does_not_receive(room: memoryview) -> None:
-    """Goal: a `recv` that finds nothing costs more than all else of a small request."""
+def test_polling_an_empty_socket_calls_no_recv(room: memoryview) -> None:
+    """Goal: spare the `recv` that finds no bytes, which costs more than a small request."""
     with connected() as (_, watched, looking):
         assert looking.look(room, TRIES) is None
         assert watched.counts == []
@@ -53,7 +53,7 @@ def test_looking_for_nothing_does_not_receive(room: memoryview) -> None:
         assert watched.counts == [0]
 
 
-def test_what_is_there_is_received_and_counted(room: memoryview) -> None:
+def test_arrived_bytes_are_received_and_counted(room: memoryview) -> None:
     with connected() as (client, _, looking):
         for tries in (TRIES, 1):
             client.send(b"request")
@@ -62,18 +62,19 @@ def test_what_is_there_is_received_and_counted(room: memoryview) -> None:
         assert looking.received_bytes == 14
 
 
-def test_the_end_is_found_by_the_look_after_sleep(room: memoryview) -> None:
-    """Goal: whoever slept until the socket was readable hears of the end; nobody spins on it."""
+def test_the_end_of_the_stream_is_found_by_a_single_try(room: memoryview) -> None:
+    """Goal: a session that slept until the socket was readable, and then tries once, finds the
+    end; polling ignores the end, so that no session spins on it."""
     with connected() as (client, _, looking):
         client.close()
         assert looking.look(room, TRIES) is None
         assert looking.look(room, 1) == 0
 
 
-def test_a_beginning_is_waited_with_for_what_follows_at_once(
+def test_a_header_waits_shortly_for_its_payload(
     room: memoryview, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Goal: a header and the payload that follows it are received in one."""
+    """Goal: a header and the payload that follows it are received in one call."""
     with connected() as (client, watched, looking):
         client.send(b"header")
         asked = fcntl.ioctl
@@ -91,8 +92,8 @@ def test_a_beginning_is_waited_with_for_what_follows_at_once(
         assert watched.counts == [13]
 
 
-def test_a_beginning_that_stays_alone_is_received_after_a_moment(room: memoryview) -> None:
-    """Goal: a client that sends half a request and rests holds nobody up."""
+def test_a_header_without_payload_is_received_after_a_moment(room: memoryview) -> None:
+    """Goal: a client that sends half a request and pauses delays no other client."""
     with connected() as (client, _, looking):
         client.send(b"header")
         assert looking.look(room, TRIES, enough=7) == 6

@@ -66,7 +66,7 @@ def test_extended() -> None:
 
 @pytest.mark.parametrize("replies", [STRUCTURED, EXTENDED])
 def test_messages_are_cut(replies: Replies) -> None:
-    """33: to what any peer takes, between characters."""
+    """33: to a length that any peer takes, between characters."""
     reply = replies.error(STATUS, 7, 0, 22, "ü" * 9999)
     assert len(reply) <= 32 + 6 + 1024
     assert reply.endswith("ü".encode())

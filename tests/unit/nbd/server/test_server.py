@@ -45,8 +45,8 @@ from tests.unit.nbd.wire import (
 )
 
 
-async def test_everything_works(tmp_path: Path) -> None:
-    """3, 9, 16, 28, 43: and counters tell it."""
+async def test_every_command_works(tmp_path: Path) -> None:
+    """3, 9, 16, 28, 43: and the counters count it."""
     async with running(tmp_path) as run:
         client = await run.connect()
         info = await client.enter(structured=False)
@@ -71,7 +71,7 @@ async def test_everything_works(tmp_path: Path) -> None:
 
 
 async def test_structured_replies(tmp_path: Path) -> None:
-    """31, 32, 35: READ is structured, errors too; the rest may be simple."""
+    """31, 32, 35: READ and its errors are structured; other replies may be simple."""
     async with running(tmp_path) as run:
         client = await run.connect()
         info = await client.enter(structured=True)
@@ -87,7 +87,7 @@ async def test_structured_replies(tmp_path: Path) -> None:
         assert await client.simple() == (7, 0, b"")
 
 
-async def test_refused_requests_stay_in_step(tmp_path: Path) -> None:
+async def test_refused_requests_leave_the_stream_in_step(tmp_path: Path) -> None:
     """37, 39, 50, 51, 52."""
     async with running(tmp_path) as run:
         client = await run.entered()
@@ -115,7 +115,7 @@ async def test_the_longest_payloads_are_taken(tmp_path: Path) -> None:
         assert await client.read(5, 32 * MIB) == data
 
 
-async def test_read_only(tmp_path: Path) -> None:
+async def test_a_read_only_export_refuses_changes(tmp_path: Path) -> None:
     """28, 38."""
 
     def device() -> MemoryDevice:
@@ -134,8 +134,8 @@ async def test_read_only(tmp_path: Path) -> None:
         assert await client.read(0, 4) == bytes(4)
 
 
-async def test_sectors(tmp_path: Path) -> None:
-    """15: the minimum is advertised and enforced."""
+async def test_requests_must_be_in_whole_sectors(tmp_path: Path) -> None:
+    """15: the minimum block is advertised and enforced."""
     async with running(tmp_path, serving(lambda: MemoryDevice(MIB, block_bytes=512))) as run:
         client = await run.connect()
         info = await client.enter()
@@ -145,7 +145,7 @@ async def test_sectors(tmp_path: Path) -> None:
         assert await client.read(512, 512) == bytes(512)
 
 
-async def test_listing_and_info_keep_no_handle(tmp_path: Path) -> None:
+async def test_list_and_info_leave_no_device_open(tmp_path: Path) -> None:
     exports = Exports({"a": lambda: MemoryDevice(MIB), "b": lambda: MemoryDevice(2 * MIB)})
     async with running(tmp_path, exports) as run:
         client = await run.connect()
@@ -163,7 +163,7 @@ async def test_listing_and_info_keep_no_handle(tmp_path: Path) -> None:
         await run.idle()
 
 
-async def test_an_export_that_does_not_open(
+async def test_an_export_that_does_not_open_is_refused(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def device() -> MemoryDevice:
@@ -208,7 +208,7 @@ async def test_device_errors_are_answered_and_logged(
     assert caplog.text.count("request failed") == 1, "bursts are logged once"
 
 
-async def test_slow_requests_get_their_flags_and_data(tmp_path: Path) -> None:
+async def test_waiting_requests_get_their_flags_and_data(tmp_path: Path) -> None:
     """40: FUA on every command reaches the device."""
     device = SlowDevice()
     device.gate.set()
@@ -246,7 +246,7 @@ async def test_requests_sent_with_go_are_served(tmp_path: Path) -> None:
         assert await client.simple(5) == (7, 0, b"early")
 
 
-async def test_a_connection_enters_without_zeroes_agreed(tmp_path: Path) -> None:
+async def test_export_name_sends_zeroes_unless_the_client_declined_them(tmp_path: Path) -> None:
     """3."""
     async with running(tmp_path) as run:
         client = await run.connect()
@@ -256,7 +256,7 @@ async def test_a_connection_enters_without_zeroes_agreed(tmp_path: Path) -> None
         assert await client.read(0, 4) == bytes(4)
 
 
-async def test_tcp_and_peer_names() -> None:
+async def test_tcp_options_and_peer_addresses() -> None:
     """56."""
     exports = Exports()
     server = Server(exports)
@@ -291,7 +291,7 @@ def test_unix_listener_is_private_and_replaces_a_stale_socket(tmp_path: Path) ->
         listen_unix(path)
 
 
-async def test_log_tells_who_came_and_went(
+async def test_the_log_names_clients_that_connect_and_leave(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "cenote.nbd")

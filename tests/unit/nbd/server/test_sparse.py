@@ -1,4 +1,4 @@
-"""Huge sparse volumes, and reads that fail half-way. Numbers in docstrings: docs/nbd.md."""
+"""Huge sparse volumes, and reads that fail in the middle. Numbers in docstrings: docs/nbd.md."""
 
 import struct
 import time
@@ -34,12 +34,12 @@ from tests.unit.nbd.wire import (
 
 HUGE_BYTES = 1 << 50
 QUICK_S = 2.0
-"""Far more than any of it takes, and far less than a walk over a petabyte."""
+"""Far more than these requests take, and far less than a walk over a petabyte."""
 
 
 @asynccontextmanager
 async def huge(folder: Path) -> AsyncIterator[Running]:
-    """A volume of a petabyte with two blocks of data, far from each other."""
+    """Serve a volume of a petabyte with two blocks of data, far from each other."""
     member = MemberDevice(MemoryDevice(256 * MIB), "member", "host")
     await create_pool([member], copies=1, segment_bytes=MIB)
     async with open_pool([member]) as pool:
@@ -57,7 +57,7 @@ async def huge(folder: Path) -> AsyncIterator[Running]:
 
 
 async def told(client: RawClient, offset: int, length: int, flags: int = 0) -> list[int]:
-    """Ask with extended headers; return lengths and states in turns."""
+    """Ask for block status with extended headers; return lengths and states in turns."""
     await client.send(extended_request(STATUS, offset, length, flags=flags))
     payload = (await client.extended_chunk())[4]
     return list(struct.unpack(f">{(len(payload) - 8) // 8}Q", payload[8:]))
@@ -77,7 +77,7 @@ async def test_a_petabyte_is_described_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("length", [2**32 - 1, 2**32 - 512, 2**32 - 4096])
 async def test_lengths_near_four_gibibytes(tmp_path: Path, length: int) -> None:
-    """48, CVE-2025-47711: compact answers neither wrap nor lie."""
+    """48, CVE-2025-47711: lengths in compact answers do not wrap, and are right."""
     async with huge(tmp_path) as run:
         client = await selecting(run)
         began = time.monotonic()
@@ -95,7 +95,7 @@ async def test_lengths_near_four_gibibytes(tmp_path: Path, length: int) -> None:
 
 
 async def test_zeroes_and_trims_of_four_gibibytes_are_quick(tmp_path: Path) -> None:
-    """51: and of more, with extended headers."""
+    """51: and longer ones, with extended headers."""
     async with huge(tmp_path) as run:
         client = await run.entered()
         began = time.monotonic()
@@ -110,7 +110,7 @@ async def test_zeroes_and_trims_of_four_gibibytes_are_quick(tmp_path: Path) -> N
 
 
 class Damaged(Patchy):
-    """Nothing is read at once, and nothing behind 256 KiB at all."""
+    """Serves no read at once, and fails reads past 256 KiB."""
 
     def try_read(self, offset: int, length: int) -> bytes:
         return None  # type: ignore[return-value]
@@ -125,7 +125,7 @@ class Damaged(Patchy):
 
 @pytest.mark.parametrize("flags", [0, DF])
 async def test_a_read_that_fails_in_the_middle_is_one_error(tmp_path: Path, flags: int) -> None:
-    """34: no chunk of data goes out before all of it is known to be good."""
+    """34: no chunk of data is sent before all of the data is read."""
     async with running(tmp_path, serving(Damaged)) as run:
         client = await selecting(run)
         await client.send(request(READ, 0, 384 * KIB, flags=flags))

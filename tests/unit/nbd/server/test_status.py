@@ -44,7 +44,7 @@ DONE, NONE, DATA, HOLE, BLOCKS, BLOCKS_EXT, ERROR = 1, 0, 1, 2, 5, 6, 1 << 15 | 
 
 
 class Patchy(MemoryDevice):
-    """Data and holes in turns of 64 KiB; says so at once."""
+    """Data and holes in turns of 64 KiB, reported at once."""
 
     def __init__(self, size_bytes: int = MIB) -> None:
         super().__init__(size_bytes)
@@ -76,7 +76,7 @@ def query(*queries: bytes, export: bytes = b"") -> bytes:
 
 
 async def selecting(run: Running, *, extended: bool = False) -> RawClient:
-    """Connect with structured replies or extended headers, and base:allocation."""
+    """Enter with structured replies or extended headers, and base:allocation selected."""
     client = await run.connect()
     await client.greet()
     assert await client.option(11 if extended else 8) == [(ACK, b"")]
@@ -140,14 +140,14 @@ async def test_status(tmp_path: Path) -> None:
         assert struct.unpack(">I6I", payload) == (0, 60 * KIB, 0, 64 * KIB, 3, 4 * KIB, 0)
         await client.send(request(STATUS, 4096, 128 * KIB, flags=REQ_ONE))
         assert struct.unpack(">I2I", (await client.chunk())[3]) == (0, 60 * KIB, 0)
-        await client.send(request(STATUS, 0, MIB))  # the device tells only of the beginning
+        await client.send(request(STATUS, 0, MIB))  # the device describes only the beginning
         assert len((await client.chunk())[3]) == 4 + 5 * 8
         await client.send(request(STATUS, 0, MIB + 1))
         assert (await client.chunk())[2] == ERROR
 
 
 async def test_sparse_reads(tmp_path: Path) -> None:
-    """32, 33, 35: holes are told, unless the client wants it in one piece."""
+    """32, 33, 35: holes are sent as such, unless the client wants one piece (DF)."""
     async with running(tmp_path, serving(Patchy)) as run:
         client = await selecting(run)
         await client.send(request(READ, 32 * KIB, 128 * KIB))
@@ -166,7 +166,7 @@ async def test_sparse_reads(tmp_path: Path) -> None:
         assert (flags, kind, len(payload)) == (DONE, DATA, 8 + 128 * KIB)
         await client.send(request(READ, 64 * KIB, 32 * KIB))
         assert (await client.chunk())[1:3] == (DONE, HOLE)
-        await client.send(request(READ, 64 * KIB, 4 * KIB))  # too short to be worth it
+        await client.send(request(READ, 64 * KIB, 4 * KIB))  # too short for holes to pay
         assert (await client.chunk())[1:3] == (DONE, DATA)
         assert run.server.clients()[0].counters.read_bytes == (128 + 128 + 32 + 4) * KIB
 
@@ -227,7 +227,7 @@ async def test_status_with_a_filter(tmp_path: Path) -> None:
             assert (await ask(bad))[0] == ERROR
 
 
-async def test_extended_headers_change_the_haggling(tmp_path: Path) -> None:
+async def test_extended_headers_change_the_negotiation(tmp_path: Path) -> None:
     """57, 59."""
     async with running(tmp_path) as run:
         client = await run.connect()
@@ -240,7 +240,7 @@ async def test_extended_headers_change_the_haggling(tmp_path: Path) -> None:
         assert await client.ended()
 
 
-async def test_a_compact_request_where_extended_were_agreed_ends_it(tmp_path: Path) -> None:
+async def test_a_compact_request_after_extended_headers_ends_the_connection(tmp_path: Path) -> None:
     """57."""
     async with running(tmp_path) as run:
         client = await selecting(run, extended=True)

@@ -1,4 +1,4 @@
-"""TLS through the server, and who may use what. Numbers in docstrings are those of docs/nbd.md."""
+"""TLS and access rules of the server. Numbers in docstrings are those of docs/nbd.md."""
 
 import os
 import struct
@@ -52,7 +52,7 @@ def allowed(made: Certificates) -> TlsTerms:
 
 
 async def begin(client: RawClient, made: Certificates) -> RawClient:
-    """Begin TLS on a client that greeted."""
+    """Begin TLS for a client that has sent its flags."""
     assert await client.option(STARTTLS) == [(ACK, b"")]
     assert isinstance(client.stream, trio.SocketStream)
     secure = trio.SSLStream(client.stream, made.client(), server_hostname=HOST)
@@ -71,7 +71,7 @@ async def go(client: RawClient, name: bytes = b"") -> int:
 
 
 @pytest.mark.parametrize("policy", [Tls.ALLOW, Tls.REQUIRE])
-async def test_everything_works_within_tls(tmp_path: Path, made: Certificates, policy: Tls) -> None:
+async def test_an_export_works_within_tls(tmp_path: Path, made: Certificates, policy: Tls) -> None:
     async with running(tmp_path, tls=TlsTerms(policy, made.server())) as run:
         client = await secured(run, made)
         assert await go(client) == ACK
@@ -87,7 +87,7 @@ async def test_everything_works_within_tls(tmp_path: Path, made: Certificates, p
         await run.idle()
 
 
-async def test_plain_text_goes_on_where_tls_is_only_allowed(
+async def test_plain_text_is_served_where_tls_is_only_allowed(
     tmp_path: Path, made: Certificates
 ) -> None:
     async with running(tmp_path, tls=allowed(made)) as run:
@@ -95,7 +95,9 @@ async def test_plain_text_goes_on_where_tls_is_only_allowed(
         assert not run.server.clients()[0].peer.secure
 
 
-async def test_required_tls_refuses_everything_else(tmp_path: Path, made: Certificates) -> None:
+async def test_required_tls_refuses_options_in_plain_text(
+    tmp_path: Path, made: Certificates
+) -> None:
     """23."""
     async with running(tmp_path, tls=required(made)) as run:
         client = await run.connect()
@@ -135,7 +137,7 @@ async def test_starttls_twice_or_with_data_is_invalid(tmp_path: Path, made: Cert
         assert await go(secure) == ACK
 
 
-async def test_plain_text_behind_starttls_is_fatal(
+async def test_plain_text_behind_starttls_ends_the_connection(
     tmp_path: Path, made: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
     """26, CVE-2021-3716."""
@@ -147,7 +149,7 @@ async def test_plain_text_behind_starttls_is_fatal(
         assert "plain text behind STARTTLS" in caplog.text
 
 
-async def test_starttls_forgets_what_was_agreed(tmp_path: Path, made: Certificates) -> None:
+async def test_starttls_discards_earlier_agreements(tmp_path: Path, made: Certificates) -> None:
     """26."""
     async with running(tmp_path, tls=allowed(made)) as run:
         client = await run.connect()
@@ -163,10 +165,10 @@ async def test_starttls_forgets_what_was_agreed(tmp_path: Path, made: Certificat
 
 
 @pytest.mark.parametrize("size", [70_000, 200_000])
-async def test_requests_behind_a_large_write_are_seen(
+async def test_requests_behind_a_large_write_are_served(
     tmp_path: Path, made: Certificates, size: int
 ) -> None:
-    """Decrypted with the end of the payload, they do not make the socket readable."""
+    """They are decrypted with the end of the payload, so they do not make the socket readable."""
     device = MemoryDevice(MIB)
     handles = serving(lambda: Handle(device))
     async with running(tmp_path, handles, tls=required(made)) as run:
@@ -223,7 +225,7 @@ async def test_stalled_tls_handshakes_end(tmp_path: Path, made: Certificates) ->
 
 
 @pytest.mark.parametrize("when", ["greeting", "handshake", "transmission"])
-async def test_disconnect_at_any_time(
+async def test_a_client_can_be_disconnected_at_any_time(
     tmp_path: Path, made: Certificates, when: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -244,8 +246,8 @@ async def test_disconnect_at_any_time(
     assert ("because" in caplog.text) or when == "transmission"
 
 
-async def test_disconnect_waits_for_writes_and_then_gives_up(tmp_path: Path) -> None:
-    """Nothing of a client that was disconnected lands later."""
+async def test_disconnect_waits_for_writes_and_then_drops_them(tmp_path: Path) -> None:
+    """No write of a disconnected client lands after `disconnect` returned."""
     device = SharedSlow(MIB)
     async with running(tmp_path, sharing(device), Limits(grace_s=0.2)) as run:
         client = await run.entered()
@@ -267,7 +269,7 @@ async def test_disconnect_waits_for_writes_and_then_gives_up(tmp_path: Path) -> 
         assert device.events == ["write"]
 
 
-async def test_only_the_chosen_are_disconnected(tmp_path: Path) -> None:
+async def test_only_the_chosen_clients_are_disconnected(tmp_path: Path) -> None:
     async with running(tmp_path) as run:
         first, second = await run.entered(), await run.entered()
         number = run.server.clients()[0].number
@@ -303,7 +305,7 @@ def rule(*exports: str, read_only: bool = False, **who: frozenset[object]) -> Ac
 
 
 async def test_access_by_rules(tmp_path: Path, made: Certificates) -> None:
-    """Rules in order: mine, not mine, somebody's certificate, everybody's but read-only."""
+    """Rules in order: this user's id, another user's id, a certificate, all clients read-only."""
     names = ("mine", "theirs", "alice", "fixed")
     exports = Exports({name: lambda: MemoryDevice(MIB) for name in names})
     rules = [
@@ -346,10 +348,10 @@ async def test_access_by_rules(tmp_path: Path, made: Certificates) -> None:
         assert await alice.ask(WRITE, 0, 1, data=b"x") == 0
 
 
-async def test_an_oldstyle_client_is_told_apart_in_the_log(
+async def test_the_log_recognizes_oldstyle_clients(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It sends requests at once; one that waits for a size leaves without a word."""
+    """Such a client sends a request at once, or waits for a size and leaves without a byte."""
     caplog.set_level("INFO")
     async with running(tmp_path) as run:
         client = await run.connect()

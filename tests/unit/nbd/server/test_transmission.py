@@ -95,7 +95,7 @@ def test_parsing_ignores_packet_boundaries(piece: int, early: int) -> None:
 
 @pytest.mark.parametrize("piece", [4096, 100_000, 1 << 30])
 def test_long_streams_of_every_size(piece: int) -> None:
-    """Payloads that fit the buffer, straddle its end, or get their own."""
+    """Payloads that fit the buffer, straddle its end, or get a buffer of their own."""
     rng = random.Random(piece)
     sizes = [rng.choice([1, 4096, 60_000, 65_536, 65_537, 300_000, MIB]) for _ in range(60)]
     payloads = [rng.randbytes(size) for size in sizes]
@@ -104,8 +104,8 @@ def test_long_streams_of_every_size(piece: int) -> None:
 
 
 @pytest.mark.parametrize("piece", [1000, RECEIVE_BYTES])
-def test_an_oversized_payload_is_thrown_away_in_step(piece: int) -> None:
-    """39, 52: nothing of that size is allocated."""
+def test_an_oversized_payload_is_discarded_and_the_stream_stays_in_step(piece: int) -> None:
+    """39, 52: no buffer of that size is allocated."""
     stream = write(0, b"x" * (PAYLOAD_MAX + 1), cookie=1) + request(READ, 0, 9, cookie=2)
     assert parse(stream, piece) == [
         (0, WRITE, 1, 0, PAYLOAD_MAX + 1, b""),
@@ -114,7 +114,7 @@ def test_an_oversized_payload_is_thrown_away_in_step(piece: int) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 70_000])
-def test_a_kept_payload_outlives_the_next(size: int) -> None:
+def test_a_kept_payload_outlives_the_next_request(size: int) -> None:
     parser = a_parser()
     kept = []
     for letter in (b"a", b"b", b"c"):
@@ -150,8 +150,8 @@ EXTENDED = (
 
 
 @pytest.mark.parametrize("piece", [1, 31, 33, 1000, 1 << 30])
-def test_extended_requests_carry_what_their_flag_says(piece: int) -> None:
-    """57, 58: and the flag of a usual WRITE is turned around."""
+def test_extended_requests_carry_a_payload_if_their_flag_says_so(piece: int) -> None:
+    """57, 58: and the flag of a WRITE is inverted."""
     assert parse(EXTENDED, piece, extended=True) == [
         (0, WRITE, 1, 0, 100, b"a" * 100),
         (0, TRIM, 2, 4096, 1 << 40, b""),
@@ -250,7 +250,7 @@ def test_refusals(
 
 
 @pytest.mark.parametrize(("offset", "length"), [(1, 512), (512, 100)])
-def test_requests_must_fit_the_grain(offset: int, length: int) -> None:
+def test_requests_must_be_in_whole_blocks(offset: int, length: int) -> None:
     got = refusal(
         (0, 0, READ, 7, offset, length),
         flags=ALL,
@@ -280,7 +280,7 @@ def test_requests_must_fit_the_grain(offset: int, length: int) -> None:
         (0, 5),
     ],
 )
-def test_errors_are_mapped_to_what_may_be_sent(number: int | None, expected: int) -> None:
+def test_local_errors_are_mapped_to_wire_errors(number: int | None, expected: int) -> None:
     """54."""
     assert wire_error(number) == expected
 
@@ -308,7 +308,7 @@ def test_any_bytes_yield_requests_or_protocol_error(
 
 
 @pytest.mark.parametrize("extended", [False, True])
-def test_a_header_ahead_of_its_payload_is_nothing_to_serve_yet(extended: bool) -> None:
+def test_a_small_write_is_parsed_only_once_its_payload_arrives(extended: bool) -> None:
     parser = a_parser(extended=extended)
     form, flags = (extended_request, PAYLOAD_LEN) if extended else (request, 0)
     header = form(WRITE, 0, 4096, flags=flags)

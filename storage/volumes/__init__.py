@@ -1,5 +1,5 @@
-"""Everything that has a name: block devices, management, quotas, and reports of them.
+"""Volumes and snapshots: block devices, names, management, quotas, flattening, and reports.
 
-Takes names, and gives open volumes and snapshots as block devices, and the catalogue operations
-that change them.
+Takes names. Gives open volumes and snapshots as block devices, and the catalogue operations that
+change volumes and snapshots.
 """

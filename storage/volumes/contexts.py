@@ -1,10 +1,10 @@
-"""What volumes tell of themselves beyond data and zeroes, under the names that QEMU gave it.
+"""The metadata contexts of volumes and snapshots, besides data and zeroes, under QEMU's names.
 
-    qemu:allocation-depth     0 nothing is stored, 1 by this layer, 2 by its parent, ...
-    qemu:dirty-bitmap:SNAP    bit 0: it differs from that snapshot of the volume
+    qemu:allocation-depth     0: nothing is stored, 1: stored by this layer, 2: by its parent, ...
+    qemu:dirty-bitmap:SNAP    bit 0: the block differs from that snapshot of the volume
 
-So backup tools that know QEMU's incremental backups read what changed since any snapshot. For a
-backup that is one moment of a live volume, make another snapshot, and ask about `VOL@NEW`.
+So backup tools that know QEMU's incremental backups can read the changes since any snapshot. For a
+consistent backup of a live volume, make another snapshot, and ask about `VOL@NEW`.
 """
 
 from collections.abc import Awaitable, Callable
@@ -26,7 +26,7 @@ DIRTY = 1
 
 
 class Records(Protocol):
-    """Finds what the catalogue says of a name; both raise NotFoundError."""
+    """Looks records up in the catalogue by name; both methods raise NotFoundError."""
 
     def record(self, name: str) -> VolumeRecord:
         """The record of a volume."""
@@ -41,7 +41,7 @@ class Contexts:
     """The metadata contexts of all volumes and snapshots of a pool.
 
     Args:
-        flush: makes everything written so far durable.
+        flush: makes all earlier writes durable.
     """
 
     def __init__(
@@ -54,17 +54,17 @@ class Contexts:
         self._flush = flush
 
     def names(self, export: str) -> tuple[str, ...]:
-        """The contexts of `VOL` or `VOL@SNAP`."""
+        """The names of the contexts of `VOL` or `VOL@SNAP`. Raises NotFoundError."""
         snapshots = self._records.record(export.partition("@")[0]).snapshots
         return ALLOCATION_DEPTH, *(DIRTY_BITMAP + name for name in snapshots)
 
     async def status(
         self, export: str, layer: Layer, context: str, offset: int, length: int
     ) -> list[Run]:
-        """Describe the beginning of a range of an export, whose layer this is; lengths are bytes.
+        """The first runs of a range of an export, as `BlockDevice.status`; `layer` is its layer.
 
         Raises:
-            NotFoundError: there is no such context, or no longer.
+            NotFoundError: there is no such context, or its snapshot was deleted or replaced.
             ChecksumError, DamagedError: a page of the map has no good copy.
         """
         if not length:

@@ -1,21 +1,23 @@
-"""Flattening: a clone gets copies of all that it inherits from other volumes, and stands alone.
+"""Flattening: copies into a clone all blocks that it inherits from other volumes, so that it is
+independent of them.
 
-In the background, beside everything else, and page by page: blocks that the volume's uppermost
-layers do not have are read from the layer above, and put into the log like any write. A copy
-changes nothing that can be read, so it does not matter when it is stopped, by whatever; what is
-copied stays, and is skipped the next time. Between the look whether a layer has a block and the
-copy's place in the log nothing suspends: a copy never comes behind a write of a client, and no
-client waits for one.
+The branch layers of a volume are its layers whose parents belong to other volumes. In the
+background and page by page, blocks that a branch layer does not hold are read from its parent and
+put into the log like any write. A copy changes no data that can be read, so flattening may stop at
+any point: copied blocks stay, and are skipped the next time. Nothing suspends between the check
+that a layer does not hold a block and the copy's place in the log, so a copy is never logged after
+a client's write of the block, and no client waits for a copy.
 
-The layer may be frozen, with others below that have pages on disk: deltas that count from bases
-above, and entries that name where blocks of layers above are. Both are good as long as those are
-there. So before the layer lets go of what is above it
+A branch layer may be frozen and have descendants with pages on disk: deltas that count from the
+bases of ancestors of the branch layer, and entries that name places of blocks of these ancestors.
+Deltas and entries are good as long as the ancestors exist. So before the branch layer is cut off
+from its parent
 
-- it has all blocks, durable and on disk: an entry below that names a place which is freed is
-  looked up from its owner, and that is this layer now;
-- each of its pages has a base, so no delta below counts from one above it any more.
+- it holds all blocks, durable and on disk: if a descendant's entry names a freed place, the block
+  is looked up from its owner, which is the branch layer now;
+- each of its pages has a base, so no descendant's delta counts from a base of an ancestor.
 
-Checkpoints see to both. Then one operation cuts the layer off (R8: it is part of one commit).
+Checkpoints see to both. Then one operation cuts the layers off (R8: it is part of one commit).
 """
 
 import logging
@@ -45,21 +47,22 @@ from storage.volumes.quota import Quotas
 log = logging.getLogger("cenote.storage")
 
 BATCH_BLOCKS = 128
-"""Read and put at once: 512 KiB, some 300 us; then others run."""
+"""Blocks copied between two turns of other tasks: 512 KiB, in some 300 us."""
 
 PAGES_PER_TURN = 8
-"""Pages without anything to copy take about 100 us."""
+"""Pages between two turns of other tasks; a page without blocks to copy takes about 100 us."""
 
 RETRY_S = 5.0
+"""Seconds after an error until flattening is tried again."""
 
 ROOM_KEPT = 20
-"""One part in so many of the pool is left to clients, for whom a full pool is an outage."""
+"""Divisor of the pool's size: one part is left to clients, for which a full pool is an outage."""
 
 Flags = NDArray[np.bool_]
 
 
 class Flattener:
-    """Flattens the volumes of one pool that are to be, one after the other."""
+    """Flattens the volumes of one pool that are marked for it, one after the other."""
 
     def __init__(
         self, live: Catalogue, blockmap: BlockMap, reader: Reader, intake: Intake,
@@ -80,15 +83,15 @@ class Flattener:
         self._look = trio.Event()
 
     def progress(self, volume: str) -> Flattening:
-        """How far it is."""
+        """How far the flattening of a volume is; no pages before it has begun."""
         return self._progress.get(volume, Flattening(0, 0))
 
     def look(self) -> None:
-        """Something is to be flattened, or not any more."""
+        """Look at the marks of all volumes again; call it after a mark was changed."""
         self._look.set()
 
     async def run(self) -> None:
-        """Flatten for ever, as long as the pool takes writes."""
+        """Flatten marked volumes until the pool takes no more writes."""
         while self._intake.failure is None:
             look = self._look = trio.Event()
             failed = False
@@ -113,30 +116,30 @@ class Flattener:
     # -- one volume
 
     async def _flatten(self, record: VolumeRecord) -> None:
-        """Flatten a volume, whatever it is called by now, or see that it is not to be any more."""
+        """Flatten a volume, also if it is renamed meanwhile; stop if it is deleted or unmarked."""
         while (name := self._name(record)) is not None:
-            # What was written before it was cloned is in the map then, and can be seen there.
+            # Then the map has all blocks that were written before the volume was cloned.
             await self._intake.flush()
             await trio.lowlevel.checkpoint()
-            uppermost = self._uppermost(name)
-            if all([await self._copy(record, layer) for layer in uppermost]):
-                await self._settle(uppermost)
-                # From here to the log nothing suspends.
-                if self._name(record) == name and self._stand_alone(name, uppermost):
-                    numbers = [layer.number for layer in uppermost]
+            branches = self._branch_layers(name)
+            if all([await self._copy(record, layer) for layer in branches]):
+                await self._settle(branches)
+                # Nothing suspends between this check and the operation's place in the log.
+                if self._name(record) == name and self._is_complete(name, branches):
+                    numbers = [layer.number for layer in branches]
                     log.info("flattened %s", name)
                     await self._carry_out({"op": "sever", "v": name, "layers": numbers})
 
     def _name(self, record: VolumeRecord) -> str | None:
-        """What it is called; None when it is gone, or not to be flattened."""
+        """The name of a volume; None if it was deleted or is not marked for flattening."""
         names = (name for name, each in self._live.volumes.items() if each is record)
         return next(names, None) if record.flattening else None
 
-    def _uppermost(self, name: str) -> list[Layer]:
+    def _branch_layers(self, name: str) -> list[Layer]:
         return [self._map.layers[n] for n in VolumeTree(self._live).branch_layers(name)]
 
     def _is_here(self, layer: Layer) -> bool:
-        """Whether copies may go into a layer: it is there, and stands on one of another volume."""
+        """Whether a layer takes copies: it exists, is not being deleted, and has a parent."""
         record = self._live.layers.get(layer.number)
         return (
             record is not None
@@ -146,7 +149,7 @@ class Flattener:
         )
 
     async def _settle(self, layers: list[Layer]) -> None:
-        """Have all copies on disk, and a base in each page of these layers."""
+        """Write checkpoints until all copies are on disk and each page of the layers has a base."""
         if not layers:
             return
         self._whole.update(layer.number for layer in layers)
@@ -158,15 +161,15 @@ class Flattener:
         finally:
             self._whole.difference_update(layer.number for layer in layers)
 
-    def _stand_alone(self, name: str, layers: list[Layer]) -> bool:
-        """Whether it still are these layers that inherit, and nothing is left that they need."""
+    def _is_complete(self, name: str, layers: list[Layer]) -> bool:
+        """Whether these are the branch layers of the volume still, and need no ancestor."""
         has_bases = all(layer.directory.has_bases for layer in layers)
-        return has_bases and self._uppermost(name) == layers
+        return has_bases and self._branch_layers(name) == layers
 
     # -- one layer
 
     async def _copy(self, record: VolumeRecord, layer: Layer) -> bool:
-        """Copy what a layer inherits; False when it went away, or the volume is not wanted."""
+        """Copy all blocks that a layer inherits; False if layer, volume or mark are gone."""
         parent = layer.parent
         numbers = parent.mapped_pages(0, PAGES_MAX) if parent is not None else []
         for done, number in enumerate(numbers):
@@ -202,9 +205,9 @@ class Flattener:
             await trio.lowlevel.checkpoint()
 
     async def _put(self, layer: Layer, number: int, slots: list[int], data: memoryview) -> bool:
-        """Put what the layer has not; False when not all could be put."""
+        """Put the blocks that the layer does not hold into the log; False if some lack room."""
         own = await own_blocks(self._map, layer, number)
-        # From here on nothing suspends: what is put comes behind nothing that is newer.
+        # Nothing suspends from here on, so no copy is logged after a newer write of its block.
         if not self._is_here(layer):
             return True
         own |= _in_overlays(layer, number)
@@ -222,7 +225,7 @@ class Flattener:
 
 
 def _in_overlays(layer: Layer, number: int) -> Flags:
-    """Which blocks of a page a layer has that are not durable yet, shape (1024,)."""
+    """Which blocks of a page are in overlays of a layer, not durable yet; shape (1024,)."""
     held = np.zeros(PAGE_BLOCKS, dtype=np.bool_)
     first = number << PAGE_SHIFT
     for part in layer.overlays:
@@ -234,7 +237,7 @@ def _in_overlays(layer: Layer, number: int) -> Flags:
 
 
 def _batches(slots: list[int]) -> Iterator[list[int]]:
-    """Runs of neighbours, cut to the size of a batch."""
+    """Split ascending slots into runs of neighbours of at most BATCH_BLOCKS."""
     run: list[int] = []
     for slot in slots:
         if run and (slot != run[-1] + 1 or len(run) == BATCH_BLOCKS):

@@ -1,4 +1,4 @@
-"""Turns the pool's state into the plain values of `storage.info`."""
+"""Turns records of volumes and snapshots into the plain values of `storage.info`."""
 
 from collections import Counter
 
@@ -16,7 +16,7 @@ from storage.info import (
 def volume_info(
     name: str, record: VolumeRecord, clients: int, live: Catalogue, flattening: Flattening | None
 ) -> VolumeInfo:
-    """One volume."""
+    """One volume; `clients` is the number of its open handles, `flattening` how far that is."""
     source, at, snapshot = record.origin.partition("@")
     there = source in live.volumes and (not at or snapshot in live.volumes[source].snapshots)
     notes = record.notes
@@ -38,7 +38,7 @@ def _receiving_info(record: VolumeRecord) -> ReceivingInfo:
 def snapshot_info(
     volume: str, name: str, record: SnapshotRecord, clones_of: Counter[int]
 ) -> SnapshotInfo:
-    """One snapshot; `clones_of` counts clones by layer."""
+    """One snapshot; `clones_of` has the number of clones by layer."""
     notes = record.notes
     return SnapshotInfo(
         volume, name, record.size_bytes, clones_of[record.layer], record.created,

@@ -1,16 +1,17 @@
-"""Reservations and caps: what a volume is promised, and what it may take at most.
+"""Reservations and caps: the space that a volume is promised, and the most that it may take.
 
-Both count a volume's own data: what lies in layers that only it reaches, itself or through its
-snapshots, before compression. It is exact at each checkpoint. In between what was written since
-is added, and what that displaced is not taken off yet: an upper bound, so a cap is never passed by
-a write. Near its cap a volume may have to wait for a checkpoint, at most one a second; a trim gives
-room back by the next one. What is own grows without a write when the last other volume that
+Both count a volume's own data: the data in layers that only this volume reaches, itself or through
+its snapshots, before compression. The count is exact at each checkpoint. In between, data written
+since is added, and the data that it displaced is not subtracted yet: an upper bound, so no write
+passes a cap. Near its cap a volume may have to wait for a checkpoint, at most one a second; a trim
+gives room back by the next one. Own data grows without a write when the last other volume that
 reached a layer is deleted; then writes fail until there is room again.
 
-What a volume is promised and does not hold yet is kept free: others get ENOSPC before they take it.
+Promised space that a volume does not use yet is kept free: other volumes get ENOSPC before they
+take it.
 
-A write that fits the `room` its volume has costs one comparison. When it is used up, somebody looks
-again at everything. Without reservations and caps none of this is there.
+A write that fits the `room` of its volume costs one comparison. When the room is used up, it is
+computed anew from all quotas. Without reservations and caps no volume has a quota.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
@@ -28,17 +29,17 @@ from storage.map.usage import Usage
 from storage.volumes.space import owners
 
 ROOM_BYTES = 64 << 20
-"""What a volume may take at most before somebody looks again, where there are reservations."""
+"""The most that a volume may take before its room is computed anew, if there are reservations."""
 
 PRICE_SHIFT = 6
-"""A 64th more than the data is kept free for a promise: map pages, and the record tables of what is
-on its way."""
+"""A 64th more than the data is kept free for a promise, for map pages and for the record tables of
+writes under way."""
 
 CHECKPOINT_EVERY_S = 1.0
-"""A volume near its cap asks for a checkpoint no more often."""
+"""Least seconds between two checkpoints for volumes near their caps."""
 
 TRIES_MAX = 1000
-"""Checkpoints for one write; each gives something back, or it is the last."""
+"""Checkpoints for one write; each gives space back, or is the last."""
 
 
 @dataclass(slots=True)
@@ -49,11 +50,11 @@ class Quota:
     reserve_bytes: int = 0
     cap_bytes: int = 0
     room: int = 0
-    """May be taken without looking again."""
+    """Bytes that writes may take before it is computed anew."""
     held: int = 0
-    """Taken by writes that wait and may not be in a buffer yet."""
+    """Bytes taken by writes under way, which may not be in a buffer yet."""
     layers: list[int] = field(default_factory=list)
-    """Those that only this volume reaches."""
+    """Layers that only this volume reaches."""
 
 
 class Quotas:
@@ -61,8 +62,8 @@ class Quotas:
 
     Args:
         usage: counts as of the last checkpoint.
-        flush: makes all writes so far durable.
-        checkpoint: writes one; returns whether the next gives more back.
+        flush: makes all earlier writes durable.
+        checkpoint: writes a checkpoint; returns whether another one gives more space back.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Quotas:
         self._checkpoint = checkpoint
         self._quotas: dict[str, Quota] = {}
         self._promising = False
-        """Whether there is a reservation: then every volume has a quota."""
+        """Whether any volume has a reservation; then every volume has a quota."""
         self._lock = trio.Lock()
         self._checkpoints = 0
         self._gives_more = False
@@ -90,7 +91,7 @@ class Quotas:
         return self._quotas.get(name)
 
     def changed(self) -> None:
-        """Volumes, layers or limits are others now. Cost: nothing, or a pass over the layers."""
+        """Adapt to changed volumes, layers or limits. Cost: a pass over the layers, or nothing."""
         volumes = self._live.volumes
         limits = {
             name: volume.notes.space for name, volume in volumes.items() if volume.notes.space
@@ -119,7 +120,7 @@ class Quotas:
                 yield layer
 
     def own_bytes(self, quota: Quota) -> int:
-        """What a volume holds itself: an upper bound, exact when nothing is pending."""
+        """Bytes of a volume's own data: an upper bound, exact when no changes are pending."""
         usage = self._usage()
         blocks = 0
         for layer in self._own_layers(quota):
@@ -131,11 +132,11 @@ class Quotas:
         return max(0, quota.reserve_bytes - self.own_bytes(quota)) if quota.reserve_bytes else 0
 
     def promised_bytes(self) -> int:
-        """What all volumes are promised and do not hold yet."""
+        """Bytes that all volumes are promised and do not hold yet."""
         return sum(map(self._promised, self._quotas.values()))
 
     def _is_exact(self, quota: Quota) -> bool:
-        """Whether a checkpoint would find that the volume holds no less."""
+        """Whether the bytes of a volume are exact, so that a checkpoint would not find fewer."""
         merging = self._live.merging()
         return not any(
             layer.pending or layer.frozen_pending or layer.overlays or layer.number in merging
@@ -149,11 +150,11 @@ class Quotas:
     # -- taking
 
     async def take(self, quota: Quota, length: int) -> None:
-        """Let a write of `length` bytes pass; it gives them back to `held` when it has put them
-        into a buffer. Cancelled, it has taken nothing.
+        """Take `length` bytes of room for a write, which has to subtract them from `held` when its
+        blocks are in a buffer. May wait for checkpoints. Cancelled, it has taken nothing.
 
         Raises:
-            NoSpaceError: the cap is reached, or all that is free is promised to others.
+            NoSpaceError: the cap is reached, or all free space is promised to other volumes.
         """
         if length > quota.room:
             await self._make_room(quota, length)
@@ -163,7 +164,7 @@ class Quotas:
     async def _make_room(self, quota: Quota, length: int) -> None:
         if self._renew(quota, length) is None:
             return
-        await self._flush()  # a trim may wait there, and blocks that were written twice
+        await self._flush()  # buffers may hold trims, and blocks written twice
         for _ in range(TRIES_MAX):
             refusal = self._renew(quota, length)
             if refusal is None:
@@ -176,7 +177,7 @@ class Quotas:
             raise NoSpaceError(refusal.message)
 
     async def _count_anew(self) -> bool:
-        """One checkpoint for all who wait for one; returns whether the next gives more back."""
+        """Write one checkpoint for all waiting writes; returns whether another gives more back."""
         seen = self._checkpoints
         async with self._lock:
             if self._checkpoints == seen:
@@ -188,7 +189,7 @@ class Quotas:
             return self._gives_more
 
     def _renew(self, quota: Quota, length: int) -> "_Refusal | None":
-        """Look at everything and give a volume room for at least `length` bytes, or say why not."""
+        """Compute the room of a volume anew: at least `length` bytes, or return why not."""
         room = ROOM_BYTES if self._promising else 1 << 62
         if quota.cap_bytes:
             own = self.own_bytes(quota)
@@ -202,7 +203,7 @@ class Quotas:
             free = self._unclaimed(quota, length)
             if free < length:
                 for other in self._quotas.values():
-                    other.room = 0  # whoever wants some looks again
+                    other.room = 0  # computed anew at the next write
                 free = self._unclaimed(quota, length)
             if free < length:
                 promised = self.promised_bytes()
@@ -215,8 +216,8 @@ class Quotas:
         return None
 
     def _unclaimed(self, quota: Quota, length: int) -> int:
-        """What one volume may take. Within its promise it may take whatever nobody holds, else
-        only what nobody is promised either."""
+        """Bytes that one volume may take. Within its promise it may take all that other volumes
+        have not taken; beyond it, only space that is not promised to them either."""
         promised = self._promised(quota)
         within = length + quota.held <= promised
         free = self._free_bytes() - quota.held
@@ -229,10 +230,10 @@ class Quotas:
     # -- promising
 
     def check(self, name: str, space: dict[str, int]) -> None:
-        """Whether a volume may have another reservation or cap.
+        """Refuse a new reservation or cap of a volume that cannot be kept.
 
         Args:
-            space: `reserve_bytes` and `cap_bytes` as they shall be, 0 for none.
+            space: the new `reserve_bytes` and `cap_bytes`, 0 for none.
 
         Raises:
             InvalidArgumentError: more is reserved than the cap allows.

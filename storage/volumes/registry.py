@@ -1,7 +1,7 @@
-"""Volumes and snapshots by name: what may be done, and who has them open.
+"""The registry of volumes and snapshots: names, open handles, and the rules for changes.
 
-Each method checks a request and returns the operation that carries it out; nothing
-changes before the operation is logged.
+Each method under "operations" checks a request and returns the catalogue operation that
+carries it out; nothing changes before the operation is logged.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ SPELLED_CLIENTS = "stop its clients first"
 
 
 class Registry:
-    """The names of one pool."""
+    """The names and open handles of one pool."""
 
     def __init__(self, live: Catalogue, blockmap: BlockMap, quotas: Quotas, env: Environment):
         self._live = live
@@ -36,11 +36,11 @@ class Registry:
     # -- looking up
 
     def record(self, volume: str, *, arriving: bool = False) -> VolumeRecord:
-        """One volume; with `arriving`, also one that is being received.
+        """The record of a volume; with `arriving`, also of one that is being received.
 
         Raises:
-            NotFoundError: there is none of that name.
-            InvalidArgumentError: it is being received, and is not to be used.
+            NotFoundError: no volume has that name.
+            InvalidArgumentError: the volume is being received, and `arriving` is not set.
         """
         record = self._live.volumes.get(volume)
         if record is None:
@@ -53,7 +53,7 @@ class Registry:
         return record
 
     def snapshot_record(self, volume: str, snapshot: str) -> SnapshotRecord:
-        """One snapshot. Raises NotFoundError."""
+        """The record of a snapshot. Raises NotFoundError, and as `record`."""
         record = self.record(volume).snapshots.get(snapshot)
         if record is None:
             raise NotFoundError(f"volume {volume!r} has no snapshot {snapshot!r}")
@@ -65,11 +65,11 @@ class Registry:
         return 0 if state is None else state.handles
 
     def pages_left(self, layer: int) -> int:
-        """Of how many pages of its map a layer stores anything."""
+        """The number of pages that a layer still stores."""
         return self._map.layers[layer].directory.count()
 
     def refuse_if_open(self, name: str) -> None:
-        """Raise InUseError if somebody has a volume or a snapshot open."""
+        """Raise InUseError if a volume or a snapshot has open handles."""
         if count := self.handles(name):
             raise InUseError(f"{name} is in use, {SPELLED_CLIENTS}: clients={count}")
 
@@ -82,14 +82,14 @@ class Registry:
             raise InUseError(f"{name} is protected, take that off first")
 
     def now(self) -> str:
-        """The time, for display."""
+        """The wall-clock time as ISO 8601, for display."""
         return self._env.wall_clock().isoformat(timespec="seconds")
 
     # -- handles
 
     def open(self, name: str, *, arriving: bool = False) -> tuple[VolumeState, bool]:
-        """The shared state behind `NAME` or `NAME@SNAP`, and whether it is read-only. Raises as
-        `record`.
+        """The state that all handles of `VOL` or `VOL@SNAP` share, and whether it is read-only.
+        Raises as `record`.
         """
         volume, at, snapshot = name.partition("@")
         state = self._open.get(name)
@@ -108,14 +108,14 @@ class Registry:
         return state, bool(at)
 
     def closed(self, state: VolumeState) -> None:
-        """A handle was closed."""
+        """Forget the shared state if its last handle was closed."""
         if not state.handles:
             self._open.pop(state.name, None)
 
     # -- operations
 
     def create(self, name: str, size_bytes: int) -> Operation:
-        """A new volume."""
+        """Create a volume."""
         check_name(name, "volume")
         check_size(size_bytes)
         self._refuse_if_taken(name)
@@ -137,7 +137,7 @@ class Registry:
         return {"op": "delete", "v": name}
 
     def resize(self, name: str, size_bytes: int, *, shrink: bool) -> Operation:
-        """Grow a volume, or shrink it once what lies behind is zeroed (R12)."""
+        """Grow a volume, or shrink it after the range beyond `size_bytes` was zeroed (R12)."""
         record = self.record(name)
         check_size(size_bytes)
         if size_bytes < record.size_bytes:
@@ -150,7 +150,7 @@ class Registry:
         return {"op": "resize", "v": name, "size": size_bytes}
 
     def snapshot(self, volume: str, snapshot: str) -> Operation:
-        """Freeze the head."""
+        """Freeze the head of a volume under a name."""
         check_name(snapshot, "snapshot")
         if snapshot in self.record(volume).snapshots:
             raise ExistsError(f"volume {volume!r} has a snapshot {snapshot!r} already")
@@ -160,7 +160,7 @@ class Registry:
         }  # fmt: skip
 
     def group(self, volumes: Sequence[str], snapshot: str, schedule: str) -> Operation:
-        """Freeze the heads of several volumes at one point, for a schedule unless that is empty."""
+        """Snapshot several volumes at one point of the log; `schedule` is empty without one."""
         check_name(snapshot, "snapshot")
         if not volumes or len(set(volumes)) < len(volumes):
             raise InvalidArgumentError("name one or more volumes, each once")
@@ -175,21 +175,21 @@ class Registry:
         return {"op": "group", "snap": snapshot, "items": items, "at": self.now(), **by}
 
     def delete_snapshot(self, volume: str, snapshot: str) -> Operation:
-        """Drop the name of a frozen layer; what stands on it keeps what it needs."""
+        """Drop the name of a frozen layer; its descendants keep the blocks that they need."""
         record = self.snapshot_record(volume, snapshot)
         self.refuse_if_open(f"{volume}@{snapshot}")
         self._refuse_if_protected(f"{volume}@{snapshot}", record.notes)
         return {"op": "unsnapshot", "v": volume, "snap": snapshot}
 
     def rollback(self, volume: str, snapshot: str) -> Operation:
-        """Drop the head, go on above a snapshot."""
+        """Replace the head of a volume by a new child of a snapshot's layer."""
         self.snapshot_record(volume, snapshot)
         self.refuse_if_open(volume)
         head = self._live.next_layer
         return {"op": "rollback", "v": volume, "snap": snapshot, "head": head}
 
     def clone(self, volume: str, snapshot: str | None, new_name: str) -> Operation:
-        """A new head above a snapshot, or above the volume as it is now."""
+        """Make a volume whose head is a child of a snapshot's layer, or of `volume`'s head now."""
         check_name(new_name, "volume")
         self._refuse_if_taken(new_name)
         if snapshot is None:
@@ -206,7 +206,7 @@ class Registry:
         }  # fmt: skip
 
     def rename(self, name: str, new_name: str) -> Operation:
-        """Another name for a volume, and with it for its snapshots."""
+        """Rename a volume, and with it its snapshots."""
         record = self.record(name)
         check_name(new_name, "volume")
         self._refuse_if_taken(new_name)
@@ -219,7 +219,7 @@ class Registry:
         return {"op": "rename", "v": name, "to": new_name}
 
     def rename_snapshot(self, volume: str, snapshot: str, new_name: str) -> Operation:
-        """Another name for a snapshot."""
+        """Rename a snapshot."""
         self.snapshot_record(volume, snapshot)
         check_name(new_name, "snapshot")
         if new_name in self.record(volume).snapshots:
@@ -228,7 +228,7 @@ class Registry:
         return {"op": "renamesnap", "v": volume, "snap": snapshot, "to": new_name}
 
     def promote(self, name: str) -> Operation:
-        """Move the snapshots that a clone stands on from its origin to it."""
+        """Move to a clone those snapshots of its origin that it descends from."""
         record = self.record(name)
         for source in self._live.volumes:
             moving = {} if source == name else self._live.shared_snapshots(name, source)
@@ -244,7 +244,7 @@ class Registry:
         raise InvalidArgumentError(f"{name} stands on no snapshot of another volume")
 
     def flatten(self, name: str, *, on: bool) -> Operation:
-        """Begin, or no longer try, to make a volume stand alone."""
+        """Mark a volume for flattening, or remove the mark."""
         record = self.record(name)
         if not on and not record.flattening:
             raise InvalidArgumentError(f"{name} is not being flattened")
@@ -254,7 +254,8 @@ class Registry:
         return {"op": "flatten", "v": name, "begin": on, "layers": layers}
 
     def note(self, name: str, notes: dict[str, object]) -> Operation:
-        """Change description, labels, protection, limits or space of a volume or a snapshot."""
+        """Change the description, labels or protection of a volume or a snapshot, or the limits,
+        reservation or cap of a volume."""
         volume, at, snapshot = name.partition("@")
         record = self.snapshot_record(volume, snapshot) if at else self.record(volume)
         check_notes(notes, record.notes)
@@ -267,7 +268,7 @@ class Registry:
         return {"op": "note", "v": volume, "snap": snapshot, "notes": notes}
 
     def set_schedule(self, name: str, schedule: Schedule) -> Operation:
-        """Set a schedule, or change all of it."""
+        """Add a schedule, or replace it."""
         check_schedule(name, schedule)
         if name not in self._live.schedules and len(self._live.schedules) >= SCHEDULES_MAX:
             raise InvalidArgumentError(f"too many schedules: there may be {SCHEDULES_MAX}")
@@ -280,7 +281,7 @@ class Registry:
         return {"op": "schedule", "name": name}
 
     def applied(self, operation: Operation) -> None:
-        """Point open handles to the new heads, sizes and limits."""
+        """Give open handles the new heads, sizes, limits and quotas after an operation."""
         self._quotas.changed()
         for name, state in self._open.items():
             record = self._live.volumes.get(name)

@@ -1,7 +1,8 @@
-"""Who holds how much: the counts of layers, seen from volumes, snapshots, members and the pool.
+"""Computes the space of volumes and snapshots from the counts of their layers.
 
-Layers are trees: what a layer stores is reached by every name at or below it. Whose it is alone is
-found in one pass from the youngest layer to the oldest, as parents are older than children.
+The data of a layer is reached by the names of the layer and of all its descendants. The layers that
+only one name reaches are found in one pass from the newest layer to the oldest, as parents are
+older than children and have smaller numbers.
 """
 
 from collections.abc import Iterable
@@ -13,10 +14,11 @@ from storage.map.usage import Usage
 
 
 def owners(catalogue: Catalogue, *, by_snapshot: bool = False) -> dict[int, str | None]:
-    """The only volume that reaches each layer, through its snapshots too; None where several do.
+    """By layer, the only volume that reaches it, itself or through its snapshots; None if several
+    volumes do.
 
-    With `by_snapshot`, heads (`VOL`) and snapshots (`VOL@SNAP`) count each for itself. Layers
-    that are dying are left out. Cost: one pass over the layers.
+    With `by_snapshot`, heads (`VOL`) and snapshots (`VOL@SNAP`) count separately. Dying layers are
+    left out. Cost: one pass over the layers.
     """
     found: dict[int, str | None] = {}
 
@@ -35,22 +37,22 @@ def owners(catalogue: Catalogue, *, by_snapshot: bool = False) -> dict[int, str 
 
 
 class SpaceTree:
-    """What names take: sums over a catalogue's layers and their ancestors."""
+    """The space of names: sums over a catalogue's layers and their ancestors."""
 
     def __init__(self, catalogue: Catalogue, usage: Usage) -> None:
         self._catalogue = catalogue
         self._usage = usage
         self._by_volume = owners(catalogue)
         self._by_name = owners(catalogue, by_snapshot=True)
-        self._down_to: dict[int, tuple[int, int]] = {0: (0, 0)}
-        """Mapped and stored bytes of each layer with all above it."""
+        self._with_ancestors: dict[int, tuple[int, int]] = {0: (0, 0)}
+        """Mapped and stored bytes of each layer and its ancestors together."""
         for number in sorted(catalogue.layers):
-            mapped, stored = self._down_to.get(catalogue.layers[number].parent, (0, 0))
+            mapped, stored = self._with_ancestors.get(catalogue.layers[number].parent, (0, 0))
             mapped += usage.mapped_bytes(number)
-            self._down_to[number] = mapped, stored + usage.stored_bytes(number)
+            self._with_ancestors[number] = mapped, stored + usage.stored_bytes(number)
 
     def unique_and_shared_bytes(self) -> tuple[int, int]:
-        """Stored in layers that one volume reaches, and in those that several do."""
+        """Stored bytes of layers that one volume reaches, and of layers that several reach."""
         unique = shared = 0
         for number, name in self._by_volume.items():
             if name is None:
@@ -60,23 +62,23 @@ class SpaceTree:
         return unique, shared
 
     def of(self, name: str, commit: int) -> list[VolumeSpace]:
-        """What a volume takes, then its snapshots, oldest first."""
+        """The space of a volume, then of its snapshots, oldest first."""
         record = self._catalogue.volumes[name]
         layers = [record.head, *(each.layer for each in record.snapshots.values())]
         own, joints = self._walk(layers, self._by_volume, name)
-        if len(joints) > 1:  # they meet further up, at layers that count once
+        if len(joints) > 1:  # they may have common ancestors, which count once
             shared, _ = self._walk(list(joints), dict.fromkeys(self._by_volume), None)
             mapped, stored = self._sum(own + shared)
         else:
             mapped, stored = self._sum(own)
             for joint in joints:
-                mapped += self._down_to[joint][0]
-                stored += self._down_to[joint][1]
+                mapped += self._with_ancestors[joint][0]
+                stored += self._with_ancestors[joint][1]
         found = [self._line(name, record.size_bytes, record.head, own, (mapped, stored), commit)]
         for snapshot, each in record.snapshots.items():
             label = f"{name}@{snapshot}"
             alone, _ = self._walk([each.layer], self._by_name, label)
-            sums = self._down_to[each.layer]
+            sums = self._with_ancestors[each.layer]
             found.append(self._line(label, each.size_bytes, each.layer, alone, sums, commit))
         return found
 
@@ -95,7 +97,8 @@ class SpaceTree:
     def _walk(
         self, layers: list[int], owner: dict[int, str | None], name: str | None
     ) -> tuple[list[int], set[int]]:
-        """Layers of one owner at or above some, each once, and where other layers begin."""
+        """The layers of one owner among `layers` and their ancestors, each once; and the nearest
+        ancestors that have another owner."""
         seen: dict[int, None] = {}
         others = set()
         for layer in layers:
@@ -114,6 +117,6 @@ class SpaceTree:
 def volume_spaces(
     stock: Stock, usage: Usage, live: Catalogue, names: Iterable[str]
 ) -> list[VolumeSpace]:
-    """What volumes take, each followed by its snapshots. Cost: a pass over the layers."""
+    """The space of volumes, each followed by its snapshots. Cost: a pass over the layers."""
     tree = SpaceTree(live, usage)
     return [line for name in names for line in tree.of(name, stock.commit)]

@@ -26,13 +26,13 @@ T = TypeVar("T")
 
 BLOCK_MASK = BLOCK_BYTES - 1
 CACHE_BYTES_MAX = 256 << 20
-"""How far `cache` goes: a second or two, though a client may ask for 4 GiB."""
+"""The most that `cache` reads: a second or two of reading; a client may ask for 4 GiB."""
 TRY_BYTES_MAX = 1 << 20
-"""Larger requests take the waiting path: done at once they would hold up all others for long."""
+"""Larger requests take the waiting path: done at once they would hold up the others for long."""
 
 
 class VolumeState:
-    """What all open handles of one volume share."""
+    """The state that all open handles of one volume share."""
 
     def __init__(self, name: str, layer: Layer, size_bytes: int):
         self.name = name
@@ -40,18 +40,18 @@ class VolumeState:
         self.size_bytes = size_bytes
         self.handles = 0
         self.closed = False
-        """The last handle is gone: a write that still waits must not go on, as the layer may
+        """Set when the last handle is closed: a write that still waits must fail, as the layer may
         be dropped by now."""
         self.busy: list[tuple[int, int, trio.Event]] = []
-        """[first, end) blocks of writes that are under way and may suspend, each with what ends
-        them; others to the same blocks wait, so that none is lost under a merge."""
+        """Writes under way that may suspend: blocks [first, end), and the event of their end. Other
+        writes to these blocks wait, so that no write is lost when a partial block is merged."""
         self.throttle: Throttle | None = None
-        """What requests pass through; None without limits, which costs one look per request."""
+        """Delays requests; None without limits, which costs one comparison per request."""
         self.quota: Quota | None = None
-        """What writes are counted against; None without reservations and caps."""
+        """Counts writes; None without reservations and caps."""
 
     def limit(self, limits: Limits) -> None:
-        """Limit what the volume may do from now on."""
+        """Set the limits of the volume from now on."""
         if self.throttle is not None and self.throttle.limits != limits:
             self.throttle.change(limits)
         if limits.unlimited:
@@ -60,12 +60,12 @@ class VolumeState:
             self.throttle = Throttle(limits)
 
     def overlap(self, first: int, end: int) -> trio.Event | None:
-        """The end of some write under way to these blocks, or None."""
+        """The event that ends a write under way to some of these blocks, or None."""
         return next((e for start, stop, e in self.busy if start < end and first < stop), None)
 
     @asynccontextmanager
     async def writing(self, first: int, end: int) -> AsyncIterator[None]:
-        """Have the blocks to oneself, after those who came before."""
+        """Wait for earlier writes to these blocks, then keep later ones waiting."""
         while (event := self.overlap(first, end)) is not None:
             await event.wait()
         mine = (first, end, trio.Event())
@@ -105,7 +105,7 @@ class Volume(BlockDevice):
 
     @property
     def layer(self) -> Layer:
-        """What it reads from, and writes to, now."""
+        """The layer that it reads and writes now; a snapshot of the volume replaces it."""
         return self._state.layer
 
     # -- reading
@@ -157,8 +157,8 @@ class Volume(BlockDevice):
         return await self._ask(lambda layer: status(name, layer, context, offset, length))
 
     async def cache(self, offset: int, length: int) -> None:
-        """Read what is stored of the beginning of the range, so that the systems below have it at
-        hand. What cannot be read is left for `read` to report.
+        """Read the stored blocks at the beginning of the range, so that page caches of
+        members hold them. Errors are left for `read` to report.
         """
         self._check(offset, length)
         end = offset + min(length, CACHE_BYTES_MAX)
@@ -175,8 +175,8 @@ class Volume(BlockDevice):
                     offset = stop
 
     async def _ask(self, question: Callable[[Layer], Awaitable[T]]) -> T:
-        """Ask about the volume's layer; again when a snapshot gave it another one meanwhile, as
-        the old one may have been merged since, and be empty.
+        """Ask about the volume's layer, and again if a snapshot replaced it meanwhile: the old
+        layer may have been merged since, and be empty.
         """
         while True:
             layer = self._state.layer
@@ -312,7 +312,7 @@ class Volume(BlockDevice):
     # -- life
 
     async def _pass(self, length: int) -> None:
-        """Wait until the limits of the volume let a request pass; it may be closed by then."""
+        """Wait until the limits let a request pass. Raises ClosedError if closed meanwhile."""
         if self._state.throttle is not None:
             await self._state.throttle.take(length)
             self._check(0, 0)
@@ -329,7 +329,7 @@ class Volume(BlockDevice):
         self._check(offset, length)
 
     async def close(self) -> None:
-        """Give the handle back; does not flush."""
+        """Close the handle; does not flush."""
         if not self._closed:
             self._closed = True
             self._state.handles -= 1

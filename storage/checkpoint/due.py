@@ -1,4 +1,4 @@
-"""Decides when a checkpoint is due: by the cost of a replay, by age, or by changes that wait for it.
+"""Decides when a checkpoint is due: by cost of replay, by age, or by changes that wait for it.
 
 The cost counts records and commits after the last checkpoint; a cost of 1 makes one due.
 """

@@ -1,4 +1,4 @@
-"""What a thousand snapshots and two hundred clones cost, as far as it can be counted."""
+"""The cost of a thousand snapshots and of two hundred clones: reads, records and memory."""
 
 import gc
 import random
@@ -19,7 +19,7 @@ PAGE_BYTES = 4 * MIB
 SNAPSHOTS = 1000
 PAGES = 2
 HOT_BLOCKS = 40
-"""Of each page, those that are written."""
+"""Blocks of each page that are written."""
 CLONES = 200
 
 
@@ -31,7 +31,7 @@ async def exported(pool: Pool, name: str) -> AsyncIterator[Volume]:
 
 
 async def stored_bytes(pool: Pool) -> int:
-    """What all entries of the map hold; every block is raw here."""
+    """Bytes of all blocks that the map stores; every block is raw here."""
     total = 0
     for layer in pool.blockmap.layers.values():
         for number in layer.directory.pages():
@@ -43,7 +43,7 @@ async def stored_bytes(pool: Pool) -> int:
 
 
 class Chain:
-    """A volume with a thousand snapshots, each of which touched every page; and every image."""
+    """A volume with a thousand snapshots, each of which changed every page, and their images."""
 
     def __init__(self) -> None:
         self.blocks: dict[int, bytes] = {}
@@ -83,10 +83,10 @@ async def settle(pool: Pool) -> None:
 
 
 async def test_a_thousand_snapshots_in_a_chain(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: depth costs a read nothing when warm, and two reads of the map when cold; deleting
-    every second snapshot gives back exactly what only it held.
+    """Goal: a read through a thousand layers costs no read of the map when warm, and two when cold;
+    deleting every second snapshot gives back exactly the blocks that only these held.
 
-    Method: count what is read and looked at; hold the stored bytes against the images.
+    Method: count the reads and the layers looked at; compare the stored bytes with the images.
     """
     members = await new_members(mib=256)
     chain = Chain()
@@ -119,7 +119,7 @@ async def _warm_reads(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A warm read looks at one layer and reads nothing of the map."""
 
     def looked_up(*_: object) -> None:
-        raise AssertionError("a warm read looked at the layers above")
+        raise AssertionError("a warm read looked at ancestors")
 
     async with exported(pool, "deep") as device:
         with monkeypatch.context() as patch, counting(pool) as count:
@@ -131,7 +131,7 @@ async def _warm_reads(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def _trims(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trims and status requests do not look at each layer above, but the first."""
+    """Trims and status requests do not look at each ancestor, except for the first request."""
     async with exported(pool, "deep") as device:
         await device.extents(0, device.size_bytes)
         looks, real = 0, Layer.owns
@@ -144,7 +144,7 @@ async def _trims(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(Layer, "owns", counted)
             for page in range(PAGES):
-                # Blocks that nothing is stored for, so that all stays as it is.
+                # These blocks are not stored, so that the trim changes no content.
                 await device.trim(page * PAGE_BYTES + 100 * BLOCK, 800 * BLOCK)
                 await device.extents(page * PAGE_BYTES, PAGE_BYTES)
             await pool.flush()
@@ -152,7 +152,7 @@ async def _trims(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_snapshot_is_one_small_record() -> None:
-    """Goal: creating one costs the same after a thousand: one record in the log, nothing else."""
+    """Goal: creating a snapshot costs one record in the log, however many snapshots there are."""
     members = await new_members(mib=128)
     async with opened(members) as pool:
         await pool.management.create_volume("v", 1 << 40)
@@ -202,7 +202,7 @@ async def test_an_untouched_clone_takes_little_memory(members: list[MemberDevice
 
 
 async def test_all_clones_are_read_from_one_cached_copy(members: list[MemberDevice]) -> None:
-    """Goal: what the first clone's reader brought into memory serves all others.
+    """Goal: the pages and extents that a read of the first clone cached serve all other clones.
 
     Method: read every page of 200 clones; the map is read from disk for the first alone,
     compressed extents are expanded once, and all read the same places of the member.

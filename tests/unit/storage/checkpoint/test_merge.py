@@ -1,4 +1,4 @@
-"""Deleting snapshots in any order: what others need stays, the rest comes back, exactly."""
+"""Deleting snapshots in any order keeps the blocks that other layers need and frees the rest."""
 
 import random
 from contextlib import suppress
@@ -21,7 +21,7 @@ async def settle(pool: Pool) -> None:
         await pool.checkpoint()
 
 
-async def test_a_deleted_snapshot_gives_back_what_only_it_held() -> None:
+async def test_a_deleted_snapshot_gives_back_the_blocks_that_only_it_held() -> None:
     members = await new_members()
     coin = random.Random(1)
     async with opened(members) as pool:
@@ -40,7 +40,7 @@ async def test_a_deleted_snapshot_gives_back_what_only_it_held() -> None:
     await assert_clean(members)
 
 
-async def test_pages_that_only_the_deleted_one_has_are_not_read() -> None:
+async def test_pages_that_only_the_deleted_layer_has_are_not_read() -> None:
     """A merge costs as much as the smaller layer."""
     members = await new_members(mib=256)
     async with opened(members) as pool:
@@ -68,9 +68,10 @@ async def test_pages_that_only_the_deleted_one_has_are_not_read() -> None:
     await assert_clean(members)
 
 
-async def test_what_was_a_hint_is_exact_once_it_is_owned() -> None:
-    """Goal: a cached page may name where inherited blocks were before they were moved, but not
-    after a merge: the cleaner would take them for dead, and their segments would never come back.
+async def test_a_merge_makes_the_hints_of_inherited_blocks_exact() -> None:
+    """Goal: a cached page may name the old places of inherited blocks that were moved, but not once
+    a merge made them the layer's own: the cleaner would take the blocks for dead, and their
+    segments would never be freed.
     """
     members = await new_members()
     coin = random.Random(4)
@@ -100,7 +101,7 @@ async def test_what_was_a_hint_is_exact_once_it_is_owned() -> None:
 
 
 class Family:
-    """Volumes, snapshots and clones against plain dictionaries of blocks."""
+    """Volumes, snapshots and clones, compared with plain dictionaries of blocks."""
 
     def __init__(self, pool: Pool, seed: int) -> None:
         self.beside: set[str] = set()
@@ -111,7 +112,7 @@ class Family:
         self.names = 0
 
     def look_for_owners(self, layer: Layer) -> None:
-        """What layers remember of those above them is what a look at each of them gives."""
+        """Check a layer's set of pages that ancestors changed against what each ancestor owns."""
         for page in range(SIZE // (4 * MIB) + 2):
             changed = [up for up in layer.ancestry() if up.owns(page)]
             assert layer.owner(page) is (changed[0] if changed else None)
@@ -180,7 +181,7 @@ class Family:
         }
 
     def look_at_tree(self) -> None:
-        """Everything is shown once, below something else, and nothing goes round in a circle."""
+        """Every volume and snapshot is in the tree once, and no node is its own ancestor."""
         nodes = {node.name: node for node in self.pool.management.tree()}
         assert len(nodes) == len(self.pool.management.tree())
         assert {name for name in nodes if not name.startswith("#")} == {

@@ -1,4 +1,4 @@
-"""Metadata segments come back although pages that live long lie in each of them."""
+"""Metadata segments are freed although pages that live long lie in each of them."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ ONLY_WHEN_ASKED = PoolSettings(checkpoint_interval_s=1e9, checkpoint_records=1 <
 
 
 def full_segments(pool: Pool) -> int:
-    """Metadata segments that nothing is added to any more, and that do not come back yet."""
+    """The number of metadata segments that are full and not freed yet."""
     writing = pool.checkpointer._meta.segment
     return sum(
         1
@@ -33,8 +33,8 @@ def full_segments(pool: Pool) -> int:
 
 
 class Written:
-    """A volume of which every page is mapped, by blocks that take little room, and what is in it:
-    each block is full of one word, its number and how often it was written."""
+    """A volume of which every page is mapped, by blocks that compress well, and its content: each
+    block repeats one word, made of its number and of how often it was written."""
 
     def __init__(self, pool: Pool, pages: int) -> None:
         self._pool = pool
@@ -51,8 +51,8 @@ class Written:
         await self._checkpoint()
 
     async def overwrite(self, rounds: int) -> list[float]:
-        """Before each checkpoint write to a third of the pages, early ones more often. Returns by
-        how many segments the full ones were beyond twice what is alive of the map, after each."""
+        """Before each checkpoint write to a third of the pages, to low numbers more often. Returns
+        for each by how many segments the full ones exceeded twice the live bytes of the map."""
         excess = []
         device = self._pool.open_export("v")
         for _ in range(rounds):
@@ -66,7 +66,7 @@ class Written:
         return excess
 
     async def is_whole(self, pool: Pool) -> None:
-        """All of it reads as it was written."""
+        """Check that every block reads as it was written."""
         device = pool.open_export("v")
         for first in range(0, self.pages * PAGE_BLOCKS, 256):
             data = await device.read(first * BLOCK, 256 * BLOCK)
@@ -89,7 +89,7 @@ class Written:
 
 
 def begin_a_metadata_segment(pool: Pool) -> None:
-    """The next checkpoint finds the one in use full."""
+    """Make the next checkpoint find the metadata segment in use full."""
     pool.checkpointer._meta.offset = pool.table.segment_bytes
     pool.checkpointer._meta.keep()
 
@@ -101,11 +101,11 @@ async def filled(pool: Pool, pages: int) -> Written:
 
 
 async def test_metadata_takes_at_most_twice_its_live_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: however long it is written to, the full metadata segments take at most twice what is
-    alive of the map, and two segments: the spare one, and one filled by the tables since.
+    """Goal: however long a volume is written to, the full metadata segments take at most twice the
+    live bytes of the map, plus two segments: the spare one, and one filled by the tables since.
 
-    Method: these writes pin ever more segments while nothing is relocated. From then on it
-    takes a few checkpoints, and stays.
+    Method: without relocation, these writes pin ever more segments. With it, the bound holds after
+    a few checkpoints, and goes on to hold.
     """
     members = await new_members(mib=256)
     async with opened(members, ONLY_WHEN_ASKED) as pool:
@@ -123,9 +123,9 @@ async def test_metadata_takes_at_most_twice_its_live_size(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("copies", [1, 2])
-async def test_after_all_that_everything_comes_back(copies: int) -> None:
-    """Goal: a pool that was written, cleaned and relocated for long is, when all volumes are
-    deleted, as free as a new one, to the segment."""
+async def test_deleting_all_volumes_frees_every_segment(copies: int) -> None:
+    """Goal: when all volumes of a pool that was written, cleaned and relocated for long are
+    deleted, the pool is as free as a new one, to the segment."""
     fresh = await new_members(count=copies, copies=copies, mib=128)
     async with opened(fresh, ONLY_WHEN_ASKED) as pool:
         for _ in range(8):
@@ -153,7 +153,7 @@ async def test_after_all_that_everything_comes_back(copies: int) -> None:
 async def test_a_damaged_page_does_not_keep_checkpoints_from_working(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Goal: a page that cannot be read stays where it is, all else is relocated and goes on."""
+    """Goal: a page that cannot be read stays where it is; other pages are relocated."""
     members = await new_members(mib=256)
     honest = MetaWriter.fetch
     damaged: set[int] = set()
@@ -215,8 +215,8 @@ async def test_a_checkpoint_that_fails_takes_no_segment(monkeypatch: pytest.Monk
 async def test_a_page_that_moves_while_it_is_read_is_read_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Goal: the places of a page that a reader has seen may be freed between its two reads, by
-    checkpoints that wrote the page elsewhere; the reader notices and begins again."""
+    """Goal: between the two reads of a page, checkpoints may write the page elsewhere and free its
+    old places; the reader notices and begins again."""
     members = await new_members(mib=64)
     async with opened(members, ONLY_WHEN_ASKED) as pool:
         await pool.management.create_volume("v", 16 * MIB)

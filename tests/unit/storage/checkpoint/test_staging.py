@@ -1,4 +1,4 @@
-"""When a page is written whole, and when as a delta."""
+"""The choice between writing a page whole and writing it as a delta."""
 
 import pytest
 
@@ -14,14 +14,14 @@ def written_entries(fresh: int, most: int) -> float:
 
 
 @pytest.mark.parametrize("fresh", [1, 2, 4, 10, 40])
-def test_a_delta_goes_on_for_as_long_as_that_is_cheapest(fresh: int) -> None:
-    """Goal: no other length of deltas would write less by 3 %, for changes that keep coming."""
+def test_deltas_grow_to_the_length_that_writes_least(fresh: int) -> None:
+    """Goal: no other length of deltas writes 3 % less, for as many changes at each checkpoint."""
     chosen = max(n for n in range(PAGE_BLOCKS) if not is_due_whole(n, fresh, PAGE_BLOCKS))
     best = min(written_entries(fresh, n) for n in range(fresh, PAGE_BLOCKS))
     assert written_entries(fresh, chosen) <= 1.03 * best
 
 
-def test_what_holds_most_of_a_page_is_written_whole() -> None:
+def test_a_page_is_written_whole_when_most_of_it_changed() -> None:
     assert is_due_whole(PAGE_BLOCKS, PAGE_BLOCKS, PAGE_BLOCKS)
     assert is_due_whole(PAGE_BLOCKS // 2 + 1, 512, PAGE_BLOCKS)
     assert is_due_whole(1, 1, 1)

@@ -1,4 +1,4 @@
-"""Space: thin, given back, exact counts, and what happens when it is gone."""
+"""Space: thin volumes, space given back, exact counts, and the full pool."""
 
 import random
 
@@ -15,7 +15,7 @@ BLOCK = 4096
 
 
 async def settle(pool: Pool) -> None:
-    """Checkpoints until nothing more comes back: one frees, the next reuses (R10)."""
+    """Write checkpoints until no more space comes back: one frees, the next reuses (R10)."""
     for _ in range(4):
         await pool.checkpoint()
 
@@ -134,8 +134,8 @@ async def test_filling_and_trimming_again_and_again_loses_nothing() -> None:
 
 
 async def test_segments_of_the_log_are_filled_to_their_end() -> None:
-    """Goal: what stays empty at the end of segments is bounded, as it costs like a fuller pool:
-    the cleaner moves more. Also while moves are logged in between."""
+    """Goal: the bytes left empty at the ends of segments are bounded, also while moves are logged
+    in between. They cost as much as a fuller pool does: the cleaner moves more."""
     members = await new_members()
     coin = random.Random(1)
     async with opened(members) as pool:
@@ -157,8 +157,8 @@ async def test_segments_of_the_log_are_filled_to_their_end() -> None:
     await assert_clean(members)
 
 
-async def test_what_is_not_durable_yet_counts_as_used() -> None:
-    """Goal: the reserve is never written into, however much is on its way to the members."""
+async def test_writes_that_are_not_durable_yet_count_as_used() -> None:
+    """Goal: the reserve is never written into, however many writes are not durable yet."""
     members = await new_members()
     async with opened(members) as pool:
         await pool.management.create_volume("v", 64 * MIB)

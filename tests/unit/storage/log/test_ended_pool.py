@@ -1,4 +1,4 @@
-"""A pool that is left in the middle, as by an error of whoever opened it."""
+"""A pool that ends without a close, as when the task that opened it fails."""
 
 import pytest
 import trio
@@ -9,12 +9,12 @@ from storage.pool import open_pool
 from tests.unit.storage.pools import MIB, new_members
 
 
-async def test_whoever_is_a_step_behind_is_told() -> None:
-    """Goal: what still runs when the pool goes down gets an error: nothing that nobody will write
-    is waited for, and no error of the machinery comes in its place.
+async def test_a_flush_after_a_pool_ended_without_a_close_gets_closed_error() -> None:
+    """Goal: a client that outlives the pool gets ClosedError: it does not wait for a commit that is
+    never written, and gets no internal error.
 
-    Method: leave the pool by cancelling; a client that is shielded flushes what it wrote before,
-    so many blocks that they would be encoded in a thread.
+    Method: leave the pool by cancelling; then flush blocks written before, so many that they would
+    be encoded in a thread.
     """
     with trio.CancelScope() as scope:
         async with open_pool(await new_members()) as pool:

@@ -1,4 +1,4 @@
-"""What differs between snapshots, and how deep blocks lie: exact, and at the cost of the change."""
+"""Differences of snapshots, and depths of blocks: exact, at a cost that follows the changes."""
 
 import random
 
@@ -30,7 +30,7 @@ def comparison(pool: Pool, name: str, base: Layer | None, first: int, end: int) 
 async def differences(
     pool: Pool, name: str, since: str | None, size_bytes: int = SIZE
 ) -> list[Run]:
-    """All runs of a snapshot, blocks and state, asking as often as it takes."""
+    """All runs (blocks, state) of a snapshot, by as many walks as it takes."""
     base = None if since is None else layer_of(pool, since)
     at, end = 0, size_bytes // BLOCK
     found: list[Run] = []
@@ -62,7 +62,7 @@ async def check_differences(pool: Pool, family: Family, coin: random.Random) -> 
     names = sorted(family.snapshots)
     for _ in range(min(6, len(names))):
         one, two = coin.choice(names), coin.choice([*names, None])
-        await pool.flush()  # what is compared with has to be durable
+        await pool.flush()  # the base of a comparison has to be durable
         found = await differences(pool, "@".join(one), None if two is None else "@".join(two))
         base = {} if two is None else family.snapshots[two]
         assert by_block(found) == expected(family.snapshots[one], base), (one, two)
@@ -85,8 +85,8 @@ async def status(pool: Pool, name: str, context: str) -> list[int]:
 
 
 async def check_contexts(pool: Pool, family: Family, coin: random.Random) -> None:
-    """Of volumes as they are, with whatever is not durable yet: zeroes are only recognized
-    when they become durable, and count as written until then."""
+    """Check the contexts of a volume with writes that are not durable yet: blocks written with
+    zeroes are recognized only when they become durable, and count as data until then."""
     volume = coin.choice(sorted(family.heads))
     image = family.heads[volume]
     for (owner, name), base in family.snapshots.items():
@@ -98,14 +98,14 @@ async def check_contexts(pool: Pool, family: Family, coin: random.Random) -> Non
             await pool.flush()
             assert await status(pool, volume, DIRTY_BITMAP + name) == wanted
     depths = await status(pool, volume, ALLOCATION_DEPTH)
-    above = len(list(pool.blockmap.layers[pool.registry.record(volume).head].ancestry()))
+    layers = len(list(pool.blockmap.layers[pool.registry.record(volume).head].ancestry()))
     for block, depth in enumerate(depths):
-        assert depth <= above
+        assert depth <= layers
         assert depth or not any(image.get(block, b"")), f"{block=} is stored somewhere"
 
 
 def drop_some_pages(pool: Pool, coin: random.Random) -> None:
-    """So that some are read anew, and others are as old as they may be."""
+    """Drop half of the cached pages: they are read anew, and the pages kept may be old."""
     for layer in pool.blockmap.layers.values():
         for number in [*layer.pages]:
             if coin.random() < 0.5:
@@ -114,11 +114,11 @@ def drop_some_pages(pool: Pool, coin: random.Random) -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 async def test_differences_of_random_families(seed: int) -> None:
-    """Goal: snapshots, clones, rollbacks, promotions, deleted and merged layers, checkpoints and
-    reopenings in any order: between any two snapshots exactly what differs is told.
+    """Goal: after snapshots, clones, rollbacks, promotions, deleted and merged layers, checkpoints
+    and reopenings in any order, comparing any two snapshots finds exactly the differing blocks.
 
-    Method: against dictionaries of blocks. Every write is of new random bytes, so what is equal
-    was not written.
+    Method: compare dictionaries of blocks. Every write is of new random bytes, so equal blocks were
+    not written in between.
     """
     members = await new_members(mib=256)
     family: Family | None = None
@@ -144,8 +144,8 @@ async def test_differences_of_many_random_families(seed: int) -> None:
     await test_differences_of_random_families(seed)
 
 
-async def test_the_cost_follows_what_changed() -> None:
-    """Goal: a petabyte with much in it, of which little changed, is compared at once."""
+async def test_the_cost_of_a_comparison_follows_the_changes() -> None:
+    """Goal: a petabyte with many mapped pages, two of which changed, is compared in one walk."""
     members = await new_members(mib=256)
     async with opened(members) as pool:
         await pool.management.create_volume("v", PIB)
@@ -169,13 +169,13 @@ async def test_the_cost_follows_what_changed() -> None:
         assert view.reads <= 4  # two pages of each
 
 
-async def test_what_has_moved_has_not_changed() -> None:
-    """Goal: blocks that the cleaner moved, whole extents and parts, are the same as before; those
-    that were written are not.
+async def test_moved_blocks_count_as_unchanged() -> None:
+    """Goal: blocks that the cleaner moved, as whole extents or parts, count as unchanged; blocks
+    that were written do not.
 
     Method: fill segments with text, which is compressed in extents of four, and overwrite most of
-    it with noise; what is left of the text is in mostly dead segments. Clean, with pages of the
-    newer snapshot in memory, of the older one, of both and of none.
+    it with noise, so that the rest of the text lies in mostly dead segments. Clean, with the pages
+    of the newer snapshot in memory, of the older one, of both and of neither.
     """
     members = await new_members(mib=128)
     size = 16 * MIB
@@ -208,7 +208,7 @@ async def test_what_has_moved_has_not_changed() -> None:
 
 
 async def test_the_same_bytes_written_again_count_as_changed() -> None:
-    """A hash of 40 bits in the map is no proof that they are the same."""
+    """The 40 bits of a hash in the map do not prove that the bytes are the same."""
     members = await new_members()
     async with opened(members) as pool:
         await pool.management.create_volume("v", MIB)

@@ -1,4 +1,4 @@
-"""Directories in memory: the rows in use, whole or one by one, in little room."""
+"""Directories in memory: rows are read one by one or by the chunk, and take little memory."""
 
 import sys
 import tracemalloc
@@ -23,7 +23,9 @@ def rows(slots: set[int], seed: int = 1) -> Words:
 
 
 @given(st.dictionaries(st.integers(0, 6), SLOTS, max_size=4), st.data())
-def test_a_directory_is_its_rows(chunks: dict[int, set[int]], data: st.DataObject) -> None:
+def test_a_directory_agrees_with_a_dictionary_of_rows(
+    chunks: dict[int, set[int]], data: st.DataObject
+) -> None:
     directory, model = Directory(), {}
     for number, slots in chunks.items():
         directory.put(number, rows(slots), (number, 1))
@@ -46,7 +48,7 @@ def test_a_directory_is_its_rows(chunks: dict[int, set[int]], data: st.DataObjec
 @given(
     st.dictionaries(st.integers(0, 6), SLOTS, max_size=4), st.sets(st.integers(0, 8000)), st.data()
 )
-def test_a_page_set_is_a_set(
+def test_a_page_set_agrees_with_a_set(
     chunks: dict[int, set[int]], alone: set[int], data: st.DataObject
 ) -> None:
     directory, pages = Directory(), PageSet()
@@ -61,7 +63,7 @@ def test_a_page_set_is_a_set(
     assert all((page in pages) == (page in model) for page in range(0, 8000, 7))
 
 
-def test_what_is_taken_out_may_be_changed() -> None:
+def test_a_directory_gives_copies_of_its_chunks() -> None:
     for slots in ({7}, set(range(CHUNK_PAGES))):
         directory = Directory()
         directory.put(0, rows(slots), (1, 1))
@@ -70,7 +72,7 @@ def test_what_is_taken_out_may_be_changed() -> None:
 
 
 def test_a_few_pages_take_little_memory() -> None:
-    """Goal: a thousand layers with a few changed pages in each of 256 GiB do not take gigabytes."""
+    """Goal: a thousand layers, each with a few changed pages in 256 GiB, do not take gigabytes."""
     directories = [Directory() for _ in range(100)]
     tracemalloc.start()
     before = tracemalloc.get_traced_memory()[0]

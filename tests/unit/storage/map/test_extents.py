@@ -34,7 +34,7 @@ def runs(extents: list[Extent]) -> list[Run]:
 
 
 def expected_runs(data: set[int], offset: int, length: int) -> list[Run]:
-    """Of a volume with those blocks written."""
+    """The runs of a volume of which only the blocks `data` were written."""
     found: list[Run] = []
     at, end = offset, offset + length
     blocks = sorted(block for block in data if block * BLOCK < end and at < (block + 1) * BLOCK)
@@ -96,7 +96,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
 async def volume(
     members: list[MemberDevice], size_bytes: int = 64 * MIB, settings: PoolSettings | None = None
 ) -> AsyncIterator[tuple[Pool, Volume]]:
-    """The volume `v`, made when there is none."""
+    """Open the volume `v`, created if there is none."""
     async with opened(members, settings) as pool:
         if not pool.management.volumes():
             await pool.management.create_volume("v", size_bytes)
@@ -119,7 +119,8 @@ async def check_petabyte(device: Volume, work: Work) -> None:
 
 
 async def test_a_sparse_petabyte_is_described_by_its_few_pages(work: Work) -> None:
-    """Goal: the cost follows what is mapped, not the size, wherever the blocks are by now."""
+    """Goal: the cost follows the mapped pages, not the size, whether the blocks are in a buffer,
+    pending or on disk."""
     members = await new_members()
     async with volume(members, PIB) as (pool, device):
         assert runs(await device.extents(0, PIB)) == [(PIB, True)]
@@ -157,7 +158,7 @@ async def test_a_wide_trim_of_a_petabyte_looks_at_mapped_pages_only(work: Work) 
 # Bounds
 
 
-async def test_a_call_stops_after_so_many_pages(
+async def test_a_call_looks_at_a_bounded_number_of_pages(
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(extents_of_map, "PAGES_MAX", 10)
@@ -179,7 +180,7 @@ async def test_a_call_stops_after_so_many_pages(
         assert await all_extents(device, 0, size) == expected_runs(data, 0, size)
 
 
-async def test_a_call_stops_after_so_many_extents(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_call_returns_a_bounded_number_of_extents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extents_of_map, "EXTENTS_MAX", 5)
     data = set(range(0, 100, 2))
     async with volume(await new_members()) as (_, device):
@@ -189,10 +190,10 @@ async def test_a_call_stops_after_so_many_extents(monkeypatch: pytest.MonkeyPatc
         assert await all_extents(device, 0, MIB) == expected_runs(data, 0, MIB)
 
 
-# At once
+# Without suspending
 
 
-async def test_an_answer_at_once_needs_pages_in_memory() -> None:
+async def test_try_extents_needs_pages_in_memory() -> None:
     members = await new_members()
     async with volume(members) as (_, device):
         await device.write(BLOCK, b"x" * BLOCK)
@@ -203,7 +204,7 @@ async def test_an_answer_at_once_needs_pages_in_memory() -> None:
         assert device.try_extents(0, extents_of_map.TRY_BYTES_MAX + 1) is None
     async with volume(members) as (_, device):
         assert device.try_extents(0, MIB) is None
-        # Nothing was ever there, which is known without reading.
+        # No block was ever written there, which is known without reading.
         assert runs(device.try_extents(PAGE, MIB) or []) == [(MIB, True)]
         await device.extents(0, MIB)
         assert runs(device.try_extents(0, MIB) or []) == extents
@@ -212,8 +213,9 @@ async def test_an_answer_at_once_needs_pages_in_memory() -> None:
 # Layers
 
 
-async def test_runs_are_those_of_the_whole_chain() -> None:
-    """A hole in a clone over data in its origin is data; zeroes over data are zeroes."""
+async def test_runs_of_a_clone_include_the_data_of_its_ancestors() -> None:
+    """A block that only the origin holds is data in the clone; a block that the clone zeroed is
+    zero, whatever the origin holds."""
     async with volume(await new_members()) as (pool, device):
         await device.write(0, b"x" * 8 * BLOCK)
         await pool.management.create_snapshot("v", "s")
@@ -254,7 +256,7 @@ def positions(seed: int) -> Iterator[tuple[random.Random, int, int]]:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_runs_agree_with_a_model(seed: int) -> None:
-    """Goal: overlays, pending changes, pages, snapshots and merges tell the same story."""
+    """Goal: runs are exact across overlays, pending changes, pages, snapshots and merges."""
     members = await new_members()
     async with volume(members) as (pool, device):
         data: set[int] = set()
@@ -285,15 +287,15 @@ async def test_runs_agree_with_a_model(seed: int) -> None:
             assert runs(device.try_extents(offset, length) or []) in ([], expected)
 
 
-# Meanwhile
+# Concurrent writes
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_what_was_written_before_is_never_called_zero(seed: int) -> None:
-    """Goal: a run called zero was zero at some moment of the call.
+async def test_a_block_written_before_a_call_is_never_reported_as_zero(seed: int) -> None:
+    """Goal: a block reported as zero was zero at some moment of the call.
 
-    Method: odd blocks are written for the first time and then for good, even ones come and
-    go; snapshots, deletions and checkpoints go on, and the disk pauses at every step.
+    Method: odd blocks are written once and stay, even blocks are written and zeroed; snapshots,
+    deletions and checkpoints run meanwhile, and the disk pauses at every step.
     """
     world = SimulatedWorld(seed=seed, checkpoints=True)
     disks: list[BlockDevice] = [SimulatedDisk(world, 64 * MIB)]
@@ -309,7 +311,7 @@ async def test_what_was_written_before_is_never_called_zero(seed: int) -> None:
                 while len(written) < PAGES * 3 // 4:
                     certain = [*written]
                     zero = await zero_runs(device)
-                    await trio.lowlevel.checkpoint()  # an empty volume is described at once
+                    await trio.lowlevel.checkpoint()  # describing an empty volume does not suspend
                     assert not [b for b in certain if any(low <= b < end for low, end in zero)]
                 churning.cancel()
 
@@ -355,7 +357,7 @@ async def zero_runs(device: Volume) -> list[tuple[int, int]]:
 # Hints
 
 
-async def test_reading_ahead_over_damage_is_silent_and_goes_no_further_than_its_bound() -> None:
+async def test_reading_ahead_ignores_damage_and_is_bounded() -> None:
     members = await new_members()
     async with opened(members) as pool:
         await pool.management.create_volume("v", PIB)

@@ -24,7 +24,7 @@ from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, rea
 BLOCK = 4096
 
 
-async def test_a_snapshot_keeps_what_was_and_the_volume_goes_on() -> None:
+async def test_a_snapshot_keeps_the_old_content_while_the_volume_changes() -> None:
     members = await new_members()
     async with opened(members) as pool:
         await pool.management.create_volume("v", MIB)
@@ -77,7 +77,7 @@ async def test_open_handles_follow_a_snapshot_taken_under_load() -> None:
     await assert_clean(members)
 
 
-async def test_rollback_and_clone_start_where_the_snapshot_is() -> None:
+async def test_rollback_and_clone_start_from_the_snapshot() -> None:
     members = await new_members()
     async with opened(members) as pool:
         await pool.management.create_volume("v", MIB)
@@ -95,7 +95,7 @@ async def test_rollback_and_clone_start_where_the_snapshot_is() -> None:
     await assert_clean(members)
 
 
-async def test_what_is_in_use_cannot_be_deleted() -> None:
+async def test_volumes_and_snapshots_in_use_cannot_be_deleted_or_replaced() -> None:
     members = await new_members()
     async with opened(members) as pool:
         await pool.management.create_volume("v", MIB)
@@ -177,10 +177,10 @@ async def page_reads(pool: Pool, name: str) -> int:
 
 
 async def test_a_deep_chain_costs_two_page_reads_cold() -> None:
-    """Goal: depth costs nothing, warm or cold.
+    """Goal: a cold read costs at most two blobs of the map, however many ancestors a layer has.
 
     Method: 200 snapshots, each of which changed the page that is read, with
-    checkpoints at odd places; reopen, count blobs read for the first block.
+    checkpoints at random places; reopen, count the blobs read for the first block.
     """
     members = await new_members(mib=128)
     coin = random.Random(1)
@@ -201,8 +201,8 @@ async def test_a_deep_chain_costs_two_page_reads_cold() -> None:
     await assert_clean(members)
 
 
-async def test_an_evicted_page_changes_nothing() -> None:
-    """Method: the smallest cache over a volume of many pages, against a byte array."""
+async def test_evicting_pages_loses_no_changes() -> None:
+    """Method: the smallest caches and a volume of many pages, compared with a dictionary."""
     members = await new_members(mib=128)
     settings = PoolSettings(page_cache_bytes=1, extent_cache_bytes=1)
     coin = random.Random(2)
@@ -226,7 +226,7 @@ async def test_an_evicted_page_changes_nothing() -> None:
 
 
 async def test_a_pool_with_a_feature_it_cannot_write_can_be_checked_but_not_served() -> None:
-    """Rule R19."""
+    """Rule R19, for an unknown feature with which only reading is safe."""
     members = await new_members()
     device = members[0].device
     for slot in range(superblock.RING_SLOTS + 1):

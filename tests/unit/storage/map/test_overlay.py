@@ -1,4 +1,4 @@
-"""What is written leaves memory once it is durable, at once."""
+"""Write buffers leave memory as soon as they are durable."""
 
 import gc
 import weakref
@@ -11,7 +11,7 @@ from tests.unit.storage.pools import MIB, new_members, opened, read
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """What is in a cycle stays for ever."""
+    """Turn the garbage collector off, so that objects in a reference cycle stay in memory."""
     gc.collect()
     gc.disable()
     yield
@@ -33,6 +33,6 @@ async def test_a_buffer_is_freed_when_durable_without_waiting_for_the_collector(
             memories.append(weakref.ref(buffer.view.obj))
             del buffer
             await device.flush()
-        # The newest may still be in somebody's variables.
+        # Local variables may still refer to the newest ones.
         assert [memory() is None for memory in memories[:-2]] == [True] * 14
         await device.close()

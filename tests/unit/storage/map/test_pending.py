@@ -1,4 +1,4 @@
-"""Changes of a page that wait for a checkpoint come out in the order in which they were made."""
+"""Changes of a page that wait for a checkpoint take effect in the order of their commits."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Move:
-    """One commit that moves blocks from where they were some changes ago."""
+    """One commit that moves blocks; if `late`, from the places they had one change earlier."""
 
     slots: tuple[int, ...]
     late: bool
@@ -50,7 +50,7 @@ changes = st.lists(
 
 
 class Model:
-    """A page as a dictionary, changed block by block; some of it is there from the beginning."""
+    """A page as a dictionary, changed block by block; all its blocks are stored at the start."""
 
     def __init__(self, pending: PendingPage) -> None:
         self.entries = {slot: entry(slot) for slot in range(SLOTS)}
@@ -100,7 +100,7 @@ def as_tuples(entries: Words) -> list[Entry]:
 
 @given(changes)
 def test_changes_take_effect_in_the_order_of_the_log(changed: list[Write | Move]) -> None:
-    """Goal: the page is as if each change had been made for itself; a move that comes too late
+    """Goal: the page is as if each change had been applied alone; a move that comes too late
     changes nothing (R11)."""
     model, pending = made(changed)
     entries = base()
@@ -112,9 +112,9 @@ def test_changes_take_effect_in_the_order_of_the_log(changed: list[Write | Move]
 
 
 @given(changes)
-def test_what_dies_while_changes_wait_is_counted_once(changed: list[Write | Move]) -> None:
-    """Goal: what a checkpoint takes off the live counts is each entry that was replaced, or came
-    too late; a layer whose blocks were replaced stores as many as before."""
+def test_each_dead_entry_is_counted_once(changed: list[Write | Move]) -> None:
+    """Goal: a checkpoint takes each entry that was replaced, or came too late, off the live counts
+    once; a layer whose blocks were replaced stores as many blocks as before."""
     model, pending = made(changed)
     frozen = new_frozen()
     frozen.usage.add(LAYER, base())
@@ -130,8 +130,8 @@ def test_what_dies_while_changes_wait_is_counted_once(changed: list[Write | Move
     assert frozen.usage.mapped_bytes(LAYER) == SLOTS * BLOCK_BYTES
 
 
-def test_counting_does_not_wait_for_long() -> None:
-    """Goal: however many blocks change at once, what waits to be counted is bounded."""
+def test_the_entries_that_wait_to_be_counted_are_bounded() -> None:
+    """Goal: however many blocks change at once, only so many entries wait to be counted."""
     frozen = new_frozen()
     waiting = []
     for _ in range(3 * GATHERED_MAX // PAGE_BLOCKS):

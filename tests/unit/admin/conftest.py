@@ -1,4 +1,4 @@
-"""The real control API, serving a fake pool from a thread."""
+"""Fixtures: the real control API serving a fake pool from a thread, and commands against it."""
 
 import io
 import sys

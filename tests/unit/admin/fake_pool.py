@@ -1,4 +1,4 @@
-"""A pool without storage and clients without connections: what they do, over dicts."""
+"""Fakes of a pool, clients and members for tests of the API and the commands, over dicts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +37,7 @@ CREATED = "2024-05-06T07:08:09+00:00"
 
 
 class FakePool(Management):
-    """What can be done with a pool, over dicts; it is its own management and transfers."""
+    """The operations of a pool, over dicts; it is its own `management` and `transfers`."""
 
     def __init__(self) -> None:
         self.management = self.transfers = self
@@ -163,7 +163,7 @@ class FakePool(Management):
         return self._get(name)
 
     async def flatten(self, name: str, *, on: bool = True) -> VolumeInfo:
-        """Takes three looks."""
+        """Is done after three looks at the volume."""
         volume = self._get(name)
         if volume.origin is None:
             raise InvalidArgumentError(f"{name} stands on no other volume: nothing to flatten")
@@ -285,7 +285,7 @@ def client_info(number: int, export: str | None, size_bytes: int = 4096) -> Clie
 
 
 class FakeClients:
-    """Connections that are numbers in a list; those of `pool` keep its volumes busy."""
+    """Clients without connections, in a list; each keeps its export of `pool` in use."""
 
     def __init__(self, pool: FakePool) -> None:
         self.connected: list[ClientInfo] = []
@@ -323,7 +323,7 @@ class FakeClients:
 
 
 class FakeMembers:
-    """Notes what is asked for."""
+    """Records the calls, and refuses a file called `data` without `force`."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[object, ...]] = []

@@ -1,4 +1,4 @@
-"""A scrub without a pool, and a file without a disk."""
+"""Fakes for tests of scrubbing: an engine without a pool, and a keeper without a file."""
 
 import trio
 
@@ -16,7 +16,7 @@ REPAIRED = Finding("map page", ["/n"], 8, 64, 100, "checksum mismatch", Outcome.
 
 
 class FakeEngine:
-    """Reads so many MiB, and finds what it is told to."""
+    """Pretends to read `mib` MiB and to find `finds`."""
 
     def __init__(self, mib: int = 3) -> None:
         self.mib = mib
@@ -50,7 +50,7 @@ class FakeEngine:
 
 
 class MemoryKeeper:
-    """Keeps what a file would: JSON values."""
+    """Keeps the record as JSON values, as a file would."""
 
     def __init__(self) -> None:
         self.kept: object = None

@@ -1,3 +1,5 @@
+"""The home of a daemon: its path, its lock and the record of its pool."""
+
 import os
 import stat
 from pathlib import Path
@@ -10,7 +12,7 @@ from admin.errors import AlreadyRunningError, HomeError
 from admin.home import Home, find_home, hold, holder
 
 
-def test_where_the_home_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_how_the_home_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("CENOTE_HOME", raising=False)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert find_home().path == Path("/var/lib/cenote")
@@ -52,7 +54,7 @@ def test_a_home_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_the_record_comes_back(tmp_path: Path) -> None:
+def test_the_record_of_the_pool_is_read_as_written(tmp_path: Path) -> None:
     home = Home(tmp_path)
     home.pool_dir.mkdir()
     assert read_record(home) is None

@@ -1,3 +1,5 @@
+"""Names of volumes and snapshots, and printing text safely."""
+
 import pytest
 
 import admin.names
@@ -7,7 +9,7 @@ from storage.errors import InvalidArgumentError
 
 
 @pytest.mark.parametrize("name", ["a", "0", "vm-1.root_disk+", "A" * 127])
-def test_names(name: str) -> None:
+def test_names_are_accepted(name: str) -> None:
     assert check_name(name) == name
 
 

@@ -1,3 +1,5 @@
+"""Sizes as people write them, read and printed."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,7 +65,7 @@ def test_other_text_is_refused(text: str) -> None:
         ("twenty", "such as 20G"),
     ],
 )
-def test_a_refusal_says_what_would_be_right(text: str, advice: str) -> None:
+def test_a_refusal_names_an_acceptable_size(text: str, advice: str) -> None:
     with pytest.raises(SizeError, match=advice):
         parse_volume_size(text)
 

@@ -1,3 +1,5 @@
+"""The client of the control API against the real API over a fake pool."""
+
 import socket
 import stat
 import threading
@@ -48,7 +50,7 @@ def test_a_volume_from_creation_to_deletion(served: Served) -> None:
         assert client.disconnect() == client.clients() == []
 
 
-def test_errors_arrive_as_they_were(served: Served) -> None:
+def test_errors_keep_their_class_and_exit_status(served: Served) -> None:
     with Client(served.home) as client:
         with pytest.raises(RemoteError, match="no such volume: a") as caught:
             client.volume("a")
@@ -94,7 +96,7 @@ def test_errors_arrive_as_they_were(served: Served) -> None:
         ("POST", "/v1/clients/disconnect", {"numbers": [1, 9]}, 404, "NotFoundError"),
     ],
 )
-def test_http_statuses(
+def test_http_statuses_of_refused_requests(
     served: Served, method: str, path: str, body: object, status: int, kind: str
 ) -> None:
     assert raw(served.home, "POST", "/v1/volumes", {"name": "used", "size_bytes": 4096}).is_success
@@ -114,22 +116,22 @@ def test_http_statuses_of_pool_errors(served: Served, error: Exception, status: 
     assert raw(served.home, "POST", "/v1/volumes", body).status_code == status
 
 
-def test_the_control_socket_is_private_and_goes_with_the_daemon(served: Served) -> None:
+def test_the_control_socket_is_private(served: Served) -> None:
     assert stat.S_IMODE(served.home.control_socket.stat().st_mode) == 0o600
 
 
-def test_no_daemon(home: Home) -> None:
+def test_a_missing_daemon_is_reported(home: Home) -> None:
     with Client(home, command="cenote serve --home x") as client:
         with pytest.raises(DaemonNotRunningError, match="start it: cenote serve --home x"):
             client.volumes()
-        listen_unix(home.control_socket).close()  # a dead daemon's
+        listen_unix(home.control_socket).close()  # leaves its socket, as a dead daemon does
         with pytest.raises(DaemonNotRunningError, match="no daemon is running"):
             client.volumes()
         with hold(home), pytest.raises(DaemonNotRunningError, match="starting or stopping"):
             client.volumes()
 
 
-def test_something_else_on_the_socket(home: Home) -> None:
+def test_an_answer_that_is_no_json_is_an_internal_error(home: Home) -> None:
     with listen_unix(home.control_socket).sock as listener, Client(home) as client:
         listener.setblocking(True)
         answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{]"

@@ -1,4 +1,4 @@
-"""Deleting and rolling back under clients, at the seams that real clients rarely meet."""
+"""Deleting and rolling back with clients, in cases that real clients rarely cause."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ async def prepared() -> tuple[FakePool, FakeClients, Changes]:
     return pool, clients, Changes(pool, clients)
 
 
-async def test_nobody_is_disconnected_for_nothing() -> None:
+async def test_a_refused_change_disconnects_no_client() -> None:
     pool, clients, changes = await prepared()
     with pytest.raises(InUseError, match="has snapshots"):
         await changes.delete_volume("root", snapshots=False, disconnect=True)
@@ -41,12 +41,12 @@ async def test_nobody_is_disconnected_for_nothing() -> None:
     assert [client.number for client in clients.clients()] == [7]
 
 
-async def test_a_look_at_the_export_is_waited_out(
+async def test_a_change_waits_for_a_handle_without_a_client(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """Goal: a handle without a client, of one that only asks for the size, delays and no more."""
+    """Goal: a handle that a client opens only to ask for the size delays a change, no more."""
     pool, clients, changes = await prepared()
-    pool.connect("root")  # nobody whom `clients` knows
+    pool.connect("root")  # a handle of no client that `clients` lists
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: changes.rollback(SNAPSHOT, disconnect=True))
         await trio.sleep(0.1)
@@ -59,7 +59,7 @@ async def test_a_look_at_the_export_is_waited_out(
     assert clients.held == []
 
 
-async def test_the_wait_has_an_end(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_wait_for_a_handle_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
     pool, clients, changes = await prepared()
     pool.connect("root@one")
     started = trio.current_time()
@@ -69,7 +69,7 @@ async def test_the_wait_has_an_end(autojump_clock: trio.testing.MockClock) -> No
     assert clients.held == []
 
 
-async def test_a_handle_without_a_client_is_told_of_as_storage_does() -> None:
+async def test_a_handle_without_a_client_is_refused_in_the_pools_words() -> None:
     pool, clients, changes = await prepared()
     await clients.disconnect(lambda client: True, "")
     pool.connect("root")

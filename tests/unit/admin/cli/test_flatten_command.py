@@ -1,4 +1,4 @@
-"""`cenote volume flatten`."""
+"""`cenote volume flatten`, against the real API over a fake pool."""
 
 import json
 
@@ -22,14 +22,16 @@ def clone(served: Served, run: Run) -> str:
     return "test"
 
 
-def test_it_waits_until_the_clone_stands_alone(served: Served, run: Run, clone: str) -> None:
+def test_flatten_waits_until_it_is_done(served: Served, run: Run, clone: str) -> None:
     code, out, _ = run("volume", "flatten", clone)
     assert code == 0
     assert out.startswith("flattened volume test, 1 GiB")
     assert served.pool.looks[clone] == []
 
 
-def test_it_goes_on_in_the_background(served: Served, run: Run, clone: str) -> None:
+def test_flatten_in_the_background_is_listed_and_canceled(
+    served: Served, run: Run, clone: str
+) -> None:
     out = run("volume", "flatten", clone, "--background")[1]
     assert out.startswith("flattening in the background: volume test")
     served.pool.looks[clone] = [Flattening(1, 3), Flattening(1, 3, "no room")]
@@ -40,7 +42,7 @@ def test_it_goes_on_in_the_background(served: Served, run: Run, clone: str) -> N
     assert out.startswith("no longer flattening volume test")
 
 
-def test_what_is_in_the_way_is_told(served: Served, run: Run, clone: str) -> None:
+def test_flatten_reports_an_error_that_it_waits_for(served: Served, run: Run, clone: str) -> None:
     async def stuck(name: str, *, on: bool = True):  # type: ignore[no-untyped-def]
         served.pool.looks[name] = [Flattening(1, 3, "copies wait for room")]
         return served.pool.volumes()[1]
@@ -51,7 +53,7 @@ def test_what_is_in_the_way_is_told(served: Served, run: Run, clone: str) -> Non
     assert "as soon as that is possible: copies wait for room" in err
 
 
-def test_nothing_to_flatten(served: Served, run: Run, clone: str) -> None:
+def test_a_volume_that_is_no_clone_is_refused(served: Served, run: Run, clone: str) -> None:
     code, _, err = run("volume", "flatten", "root")
     assert code == 30
     assert "nothing to flatten" in err

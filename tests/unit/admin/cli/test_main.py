@@ -1,3 +1,5 @@
+"""The command line against the real API over a fake pool."""
+
 import json
 import os
 import pty
@@ -15,7 +17,7 @@ from tests.unit.admin.conftest import Run
 from tests.unit.admin.fake_pool import Served
 
 
-def test_a_session(served: Served, run: Run) -> None:
+def test_volumes_and_snapshots_from_creation_to_deletion(served: Served, run: Run) -> None:
     uri = f"nbd+unix:///root?socket={served.home.nbd_socket}"
     assert run("volume", "list") == (
         0,
@@ -69,7 +71,7 @@ def test_clients_are_listed_and_disconnected(served: Served, run: Run) -> None:
     assert run("client", "list", "--exports")[1] == "no export had a client yet\n"
 
 
-def test_a_volume_in_use_says_by_whom(served: Served, run: Run) -> None:
+def test_a_refusal_names_the_clients_of_a_volume(served: Served, run: Run) -> None:
     run("volume", "create", "root", "--size", "1G")
     run("snapshot", "create", "root@s")
     served.clients.connect(7, "root")
@@ -93,7 +95,7 @@ def test_a_volume_in_use_says_by_whom(served: Served, run: Run) -> None:
     assert served.pool.calls == [("rollback", "root", "s"), ("delete_volume", "root")]
 
 
-def test_growing_names_those_who_do_not_notice(served: Served, run: Run) -> None:
+def test_resizing_names_clients_that_see_the_old_size(served: Served, run: Run) -> None:
     run("volume", "create", "root", "--size", "1G")
     served.clients.connect(7, "root", 1 << 30)
     code, out, _ = run("volume", "resize", "root", "--size", "2G")
@@ -107,7 +109,7 @@ def test_growing_names_those_who_do_not_notice(served: Served, run: Run) -> None
     assert len(run("volume", "resize", "root", "--size", "4G")[1].splitlines()) == 1
 
 
-def test_json_is_for_programs(served: Served, run: Run) -> None:
+def test_results_and_errors_as_json(served: Served, run: Run) -> None:
     _, out, err = run("volume", "create", "root", "--size", "20G", "--json")
     made = json.loads(out)
     assert (made["name"], made["size_bytes"], err) == ("root", 20 << 30, "")
@@ -157,7 +159,9 @@ def test_json_is_for_programs(served: Served, run: Run) -> None:
         (["help", "cooking"], 2, "no such topic: 'cooking'; known: exit-codes"),
     ],
 )
-def test_mistakes(served: Served, run: Run, words: list[str], code: int, message: str) -> None:
+def test_mistakes_have_an_exit_status_and_one_line(
+    served: Served, run: Run, words: list[str], code: int, message: str
+) -> None:
     run("volume", "create", "root", "--size", "1G")
     run("volume", "create", "kept", "--size", "1G")
     run("snapshot", "create", "kept@s")
@@ -190,7 +194,7 @@ def test_check_leaves_a_served_pool_alone(run: Run, home: Home) -> None:
     assert "stop it first" in err
 
 
-def test_odd_text_is_shown_and_not_obeyed(served: Served, run: Run) -> None:
+def test_control_characters_and_markup_are_printed_as_text(served: Served, run: Run) -> None:
     _, out, _ = run("pool", "status")
     assert r"/dev/\x1b[31mred" in out
     assert "[bold]left" in out
@@ -201,7 +205,7 @@ def test_odd_text_is_shown_and_not_obeyed(served: Served, run: Run) -> None:
     assert "[bold]" in err
 
 
-def test_a_pipe_is_not_cut_to_the_width_of_a_terminal(
+def test_a_table_in_a_pipe_is_not_cut(
     served: Served, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "20")
@@ -264,7 +268,7 @@ def test_help_has_examples(run: Run, words: list[str]) -> None:
 def test_commands_start_without_the_libraries_of_the_daemon() -> None:
     """Goal: client commands answer at once.
 
-    Method: run one that needs no daemon and one that misses it, and look at what was imported.
+    Method: run some that need no daemon and some that find none, and list the modules imported.
     """
     script = (
         "import sys; from admin.cli.main import main; main(sys.argv[1:]); "
@@ -285,7 +289,7 @@ def test_commands_start_without_the_libraries_of_the_daemon() -> None:
 
 
 @pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("\n", 7), ("no\n", 7)])
-def test_a_terminal_is_asked(served: Served, run: Run, answer: str, code: int) -> None:
+def test_deleting_asks_on_a_terminal(served: Served, run: Run, answer: str, code: int) -> None:
     run("volume", "create", "root", "--size", "1G")
     run("snapshot", "create", "root@a")
     ours, theirs = pty.openpty()
@@ -310,7 +314,7 @@ def test_a_terminal_is_asked(served: Served, run: Run, answer: str, code: int) -
     assert served.pool.calls == ([("delete_volume", "root")] if code == 0 else [])
 
 
-def test_names_notes_and_groups(served: Served, run: Run) -> None:
+def test_renaming_properties_and_groups_of_snapshots(served: Served, run: Run) -> None:
     for name in ("a", "b"):
         assert run("volume", "create", name, "--size", "1G")[0] == 0
     assert run("snapshot", "create", "a@s", "b@s")[0] == 0
@@ -344,10 +348,10 @@ def test_names_notes_and_groups(served: Served, run: Run) -> None:
     ]
 
 
-def test_commands_to_copy_are_found_by_the_shell(
+def test_suggested_commands_are_found_by_the_shell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the path that was typed, unless the name is enough."""
+    """They start with the path that was typed, unless `cenote` is in PATH."""
     monkeypatch.setattr("sys.argv", [".venv/bin/cenote", "serve"])
     monkeypatch.setenv("PATH", str(tmp_path))
     assert program() == ".venv/bin/cenote"

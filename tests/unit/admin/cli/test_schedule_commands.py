@@ -1,4 +1,4 @@
-"""`cenote schedule`, and lengths of time as people write them."""
+"""`cenote schedule`, against the real API over a fake pool; and reading lengths of time."""
 
 import json
 
@@ -11,7 +11,7 @@ from tests.unit.admin.conftest import Run
 from tests.unit.admin.fake_pool import Served
 
 
-def test_schedules_from_setting_to_removing(served: Served, run: Run) -> None:
+def test_a_schedule_from_setting_to_removing(served: Served, run: Run) -> None:
     for name in ("root", "db-1", "web"):
         run("volume", "create", name, "--size", "1G")
     code, out, _ = run("schedule", "set", "web", "--every", "1h", "--keep", "hourly=24,daily=7")
@@ -56,7 +56,7 @@ def test_schedules_from_setting_to_removing(served: Served, run: Run) -> None:
         (("run", "none"), 31, "no schedule is called 'none'"),
     ],
 )
-def test_mistakes(
+def test_mistakes_are_refused(
     served: Served, run: Run, words: tuple[str, ...], code: int, message: str
 ) -> None:
     found, _, err = run("schedule", *words)

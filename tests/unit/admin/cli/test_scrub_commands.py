@@ -1,4 +1,4 @@
-"""`cenote scrub`, against the real API over a fake scrub; and its configuration."""
+"""`cenote scrub`, against the real API over a fake scrub; and the table `[scrub]`."""
 
 import json
 from pathlib import Path
@@ -42,9 +42,7 @@ def test_a_scrub_that_finds_nothing(served: Served, run: Run) -> None:
     assert found["rate_bytes"] == RATE_BYTES
 
 
-def test_what_was_found_is_told_and_what_is_lost_is_an_exit_status(
-    served: Served, run: Run
-) -> None:
+def test_findings_are_shown_and_lost_data_sets_the_exit_status(served: Served, run: Run) -> None:
     served.pool.scrubber.finds = [REPAIRED]
     code, out, _ = run("scrub", "start", "--wait")
     assert code == 0
@@ -63,7 +61,7 @@ def test_what_was_found_is_told_and_what_is_lost_is_an_exit_status(
     assert (finding["segment"], finding["outcome"]) == (7, "lost")
 
 
-def test_it_is_stopped_and_goes_on_at_another_rate(served: Served, run: Run) -> None:
+def test_a_stopped_scrub_continues_at_another_rate(served: Served, run: Run) -> None:
     code, out, _ = run("scrub", "start", "--rate", "1M")
     assert code == 0
     assert "1 MiB/s at most" in out
@@ -75,7 +73,7 @@ def test_it_is_stopped_and_goes_on_at_another_rate(served: Served, run: Run) -> 
     assert "3 MiB in" in out, "read once, not twice"
 
 
-def test_what_interrupts_it_is_told(served: Served, run: Run) -> None:
+def test_an_interruption_is_shown(served: Served, run: Run) -> None:
     served.pool.scrubber.raises = DeviceError("no member takes a superblock")
     run("scrub", "start")
     while json.loads(run("scrub", "status", "--json")[1])["last_error"] is None:

@@ -95,7 +95,7 @@ def test_members_are_added_grown_and_listed(served: Served, run: Run, tmp_path: 
     assert json.loads(run("member", "list", "--json")[1])[0]["slots_free"] == 128
 
 
-def test_what_holds_data_is_given_up_only_when_told_twice(served: Served, run: Run) -> None:
+def test_a_device_with_data_needs_force_and_yes(served: Served, run: Run) -> None:
     code, _, err = run("member", "add", "/disks/data")
     assert (code, "--force" in err) == (8, True)
     code, _, err = run("member", "add", "/disks/data", "--force")
@@ -110,7 +110,7 @@ def test_sizes_of_members_are_checked(served: Served, run: Run) -> None:
     assert served.members.calls == []
 
 
-def test_a_full_pool_says_so_and_what_to_do(served: Served, run: Run) -> None:
+def test_status_of_a_full_pool_warns_and_advises(served: Served, run: Run) -> None:
     assert "warning" not in run("pool", "status")[1]
     served.pool.free_bytes = (1 << 33) // 12
     out = run("pool", "status")[1]
@@ -123,7 +123,7 @@ def test_a_full_pool_says_so_and_what_to_do(served: Served, run: Run) -> None:
     assert "warning the pool is full: writers get ENOSPC" in run("pool", "status")[1]
 
 
-def test_each_step_of_filling_is_passed_once() -> None:
+def test_each_step_of_use_is_announced_once() -> None:
     fullness = Fullness()
     used = [79, 80, 81, 79, 82, 90, 96, 94, 96, 91, 95, 87, 90, 77, 80]
     passed = [percent for percent in used if fullness.passed(percent)]
@@ -131,7 +131,7 @@ def test_each_step_of_filling_is_passed_once() -> None:
     assert [step_of(percent) for percent in (0, 79, 80, 94, 100)] == [0, 0, 80, 90, 95]
 
 
-def test_what_is_promised_counts_as_used() -> None:
+def test_promised_space_counts_as_used() -> None:
     pool = FakePool()
     pool.free_bytes = (1 << 33) // 2
     pool.promised_bytes = (1 << 33) // 2

@@ -113,7 +113,7 @@ def run(capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPa
     return run
 
 
-def test_a_file_in_between(two: tuple[ServedPool, ServedPool], run: Run) -> None:
+def test_streams_through_a_file(two: tuple[ServedPool, ServedPool], run: Run) -> None:
     ours, theirs = two
     code, stream, said = run(ours, "send", "v@one")
     assert code == 0
@@ -135,7 +135,9 @@ def test_a_file_in_between(two: tuple[ServedPool, ServedPool], run: Run) -> None
     assert run(ours, "send", "v@one", "--quiet")[2] == b""
 
 
-def test_an_interrupted_one_goes_on(two: tuple[ServedPool, ServedPool], run: Run) -> None:
+def test_an_interrupted_receive_is_resumed_by_its_token(
+    two: tuple[ServedPool, ServedPool], run: Run
+) -> None:
     ours, theirs = two
     stream = run(ours, "send", "v@one")[1]
     code, out, said = run(theirs, "receive", "v", stdin=stream[:MIB])
@@ -154,7 +156,7 @@ def test_an_interrupted_one_goes_on(two: tuple[ServedPool, ServedPool], run: Run
     assert (code, said) == (31, b"cenote: no snapshot is being received into v\n")
 
 
-def test_directly_and_by_itself_where_it_stopped(
+def test_sending_to_a_daemon_resumes_by_itself(
     two: tuple[ServedPool, ServedPool], run: Run
 ) -> None:
     ours, theirs = two
@@ -177,7 +179,7 @@ def test_directly_and_by_itself_where_it_stopped(
     assert theirs.content("w") == ours.content("v")
 
 
-def test_damage_is_said_by_whoever_receives(two: tuple[ServedPool, ServedPool], run: Run) -> None:
+def test_the_receiver_reports_damage(two: tuple[ServedPool, ServedPool], run: Run) -> None:
     ours, theirs = two
     bad = bytearray(run(ours, "send", "v@one")[1])
     bad[MIB] ^= 1
@@ -192,12 +194,12 @@ def test_damage_is_said_by_whoever_receives(two: tuple[ServedPool, ServedPool], 
     assert [v.name for v in theirs.pool.management.volumes()] == ["v+receiving"]
 
 
-def test_who_is_refused_while_still_sending_hears_of_it(
+def test_a_refusal_reaches_a_client_that_still_sends(
     two: tuple[ServedPool, ServedPool], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Goal: nobody waits for ever, however much is on its way when something is refused.
+    """Goal: a refusal ends the command, however much of the stream is on its way.
 
-    Method: it is refused late, so that as much waits as can.
+    Method: the pool refuses late, so that all buffers on the way are full.
     """
     right = Receiving.feed
 
@@ -249,8 +251,8 @@ def test_streams_are_not_for_terminals(two: tuple[ServedPool, ServedPool]) -> No
         os.close(theirs)
 
 
-def test_a_reader_that_goes_away(two: tuple[ServedPool, ServedPool]) -> None:
-    """The sender says so, and gives its snapshot back."""
+def test_a_closed_pipe_ends_sending(two: tuple[ServedPool, ServedPool]) -> None:
+    """The command reports the closed pipe, and the daemon lets go of the snapshot."""
     ours, _ = two
     with subprocess.Popen(
         [sys.executable, "-m", "admin", "send", "v@one"],
@@ -273,7 +275,7 @@ def test_a_reader_that_goes_away(two: tuple[ServedPool, ServedPool]) -> None:
     ours.do(delete)
 
 
-async def test_what_is_not_whole_is_no_export() -> None:
+async def test_a_volume_that_is_being_received_is_no_export() -> None:
     async with opened(await new_members()) as pool:
         await pool.management.create_volume("v", MIB)
         await pool.management.create_snapshot("v", "one")

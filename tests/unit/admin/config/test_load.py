@@ -1,3 +1,5 @@
+"""Reading the configuration file: keys, defaults and mistakes."""
+
 from pathlib import Path
 
 import pytest
@@ -32,7 +34,7 @@ def schedule(lines: str = "") -> str:
     return f"format = 1\n{MEMBER}[[schedule]]\nname = 'h'\n{lines}\n"
 
 
-def test_schedules(tmp_path: Path) -> None:
+def test_schedules_are_read_by_name(tmp_path: Path) -> None:
     text = schedule(GOOD) + "[[schedule]]\nname = 'all'\nvolumes = '*'\nevery = '2w'\nkeep.last = 3"
     assert load(tmp_path, text).schedules == {
         "h": Schedule(3600, {"daily": 7}, ("db-*", "web"), {"tier": "gold"}),
@@ -40,7 +42,7 @@ def test_schedules(tmp_path: Path) -> None:
     }
 
 
-def test_everything_given(tmp_path: Path) -> None:
+def test_every_key_is_read(tmp_path: Path) -> None:
     config = load(
         tmp_path,
         """
@@ -76,7 +78,7 @@ def test_everything_given(tmp_path: Path) -> None:
     )
 
 
-def test_the_least(tmp_path: Path) -> None:
+def test_defaults(tmp_path: Path) -> None:
     config = load(tmp_path, f"format = 1\n{MEMBER}")
     assert config.pool == PoolConfig()
     assert config.nbd == NbdConfig()
@@ -142,7 +144,7 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         load_config(tmp_path / "binary.toml")
 
 
-def test_one_device_by_two_names_is_found(tmp_path: Path) -> None:
+def test_one_device_by_two_names_is_refused(tmp_path: Path) -> None:
     (tmp_path / "link.img").symlink_to("a.img")
     with pytest.raises(ConfigError, match="the same file or disk"):
         load(tmp_path, f"format = 1\n{MEMBER}[[member]]\npath = 'link.img'")

@@ -1,3 +1,5 @@
+"""Reading `[nbd]` and `[[export]]`: keys, defaults and mistakes."""
+
 from dataclasses import fields
 from pathlib import Path
 
@@ -20,7 +22,7 @@ def load(tmp_path: Path, text: str) -> NbdConfig:
     return load_config(file).nbd
 
 
-def test_everything_given(tmp_path: Path) -> None:
+def test_every_key_is_read(tmp_path: Path) -> None:
     config = load(
         tmp_path,
         """
@@ -80,7 +82,7 @@ def test_everything_given(tmp_path: Path) -> None:
 
 
 def test_every_limit_can_be_set(tmp_path: Path) -> None:
-    """A limit that the configuration does not read would keep its default."""
+    """Each limit is given a value that is not its default."""
     given = load(
         tmp_path,
         """
@@ -102,7 +104,7 @@ def test_every_limit_can_be_set(tmp_path: Path) -> None:
     assert same == []
 
 
-def test_the_least(tmp_path: Path) -> None:
+def test_defaults(tmp_path: Path) -> None:
     assert load(tmp_path, "") == NbdConfig()
 
 

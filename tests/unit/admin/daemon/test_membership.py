@@ -1,4 +1,4 @@
-"""Members added and grown while a pool is served, over real files; and whatever interrupts that."""
+"""Adding and growing members while a pool is served, over real files, also when interrupted."""
 
 import logging
 import os
@@ -55,7 +55,7 @@ def config(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def served(home: Home, file: Path | None) -> AsyncIterator[tuple[Pool, Membership]]:
-    """As the daemon does it."""
+    """A pool, opened or created as `admin.daemon.run` does it, and its members."""
     home.pool_dir.mkdir(exist_ok=True)
     config = choose_config(home, file)
     record = read_record(home)
@@ -78,7 +78,9 @@ def names(pool: Pool) -> list[str]:
     return [Path(info.name).name for info in pool.info().members]
 
 
-async def test_an_added_member_is_found_again(home: Home, config: Path, tmp_path: Path) -> None:
+async def test_an_added_member_is_opened_at_the_next_start(
+    home: Home, config: Path, tmp_path: Path
+) -> None:
     second = tmp_path / "second.img"
     async with served(home, config) as (pool, members):
         info = await members.add(second, 128 * MIB, "shelf", force=False)
@@ -106,18 +108,18 @@ async def test_an_added_member_is_found_again(home: Home, config: Path, tmp_path
             pass
 
 
-async def test_the_built_in_configuration_finds_it_too(home: Home, tmp_path: Path) -> None:
+async def test_the_built_in_configuration_opens_an_added_member(home: Home, tmp_path: Path) -> None:
     async with served(home, None) as (_, members):
         await members.add(tmp_path / "more.img", 512 * MIB, "local", force=False)
     async with served(home, None) as (pool, _):
         assert names(pool) == ["member.img", "more.img"]
 
 
-async def test_adding_that_was_interrupted_before_the_pool_knew(
+async def test_adding_interrupted_before_the_pool_took_the_member(
     home: Home, config: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Goal: whatever of the device is there, the pool opens without it, and it may be added."""
+    """Goal: whatever the device holds, the pool opens without it, and it can be added again."""
     second = tmp_path / "second.img"
     async with served(home, config) as (pool, members):
         with monkeypatch.context() as patch:
@@ -153,10 +155,10 @@ async def test_adding_that_was_interrupted_before_the_pool_knew(
         assert names(pool) == ["first.img", "second.img"]
 
 
-async def test_adding_that_was_interrupted_after_the_pool_knew(
+async def test_adding_interrupted_after_the_pool_took_the_member(
     home: Home, config: Path, tmp_path: Path
 ) -> None:
-    """Goal: a member that the record calls undecided is opened as what it is."""
+    """Goal: a device that the record calls undecided is opened as the member that it is."""
     second = tmp_path / "second.img"
     async with served(home, config) as (_, members):
         await members.add(second, 64 * MIB, "local", force=False)
@@ -174,7 +176,9 @@ async def test_adding_that_was_interrupted_after_the_pool_knew(
     assert len(record.members) == 2
 
 
-async def test_devices_that_are_refused(home: Home, config: Path, tmp_path: Path) -> None:
+async def test_devices_that_cannot_be_members_are_refused(
+    home: Home, config: Path, tmp_path: Path
+) -> None:
     other_home = Home(tmp_path / "other")
     other_home.path.mkdir()
     theirs = tmp_path / "theirs.toml"
@@ -249,7 +253,7 @@ async def test_a_member_grows(home: Home, config: Path, tmp_path: Path) -> None:
         assert pool.info().members[0].size_bytes == 256 * MIB
 
 
-def test_only_what_was_about_to_be_added_is_set_aside() -> None:
+def test_only_devices_that_were_being_added_are_set_aside() -> None:
     pool, other = UUID(int=1), UUID(int=2)
 
     def at(path: str, content: Content, of: UUID | None, *, joining: bool) -> Found:
@@ -270,7 +274,7 @@ def test_only_what_was_about_to_be_added_is_set_aside() -> None:
     assert set_aside([*members, *strangers]) == (members, strangers)
 
 
-def test_a_member_that_the_configuration_names_is_there_once(tmp_path: Path) -> None:
+def test_an_added_member_that_the_configuration_names_counts_once(tmp_path: Path) -> None:
     here = tmp_path / "a.img"
     (tmp_path / "link").symlink_to(here)
     config = Config((MemberConfig(here),))
@@ -279,7 +283,7 @@ def test_a_member_that_the_configuration_names_is_there_once(tmp_path: Path) -> 
     assert found == (MemberConfig(here), MemberConfig(Path("/b"), None, "y", joining=True))
 
 
-def test_records_from_before_there_were_added_members_are_read(home: Home) -> None:
+def test_records_without_added_members_are_read(home: Home) -> None:
     home.pool_dir.mkdir()
     write_record(home, PoolRecord(UUID(int=1), "then"))
     path = home.pool_dir / "pool.json"

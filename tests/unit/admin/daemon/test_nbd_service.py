@@ -1,4 +1,4 @@
-"""The NBD server as configured: certificates, warnings, clients."""
+"""The NBD server as configured: certificates, warnings, the mode of its socket."""
 
 import stat
 from dataclasses import replace
@@ -24,7 +24,7 @@ RULE = AccessRule(("*",), certificates=frozenset({"a"}))
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
-    """A server's certificate, its key, and an authority of clients."""
+    """A server's certificate and key, and an authority of clients' certificates."""
     directory = tmp_path_factory.mktemp("tls")
     authority = trustme.CA()
     server = authority.issue_cert("localhost")
@@ -40,7 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> TlsFiles:
 async def warnings_of(
     config: NbdConfig, home: Home, caplog: pytest.LogCaptureFixture
 ) -> tuple[list[str], list[str]]:
-    """Return the endpoints and what was warned of."""
+    """Return the endpoints and the warnings in the log."""
     caplog.clear()
     service = NbdService(FakeServedPool(), config, home, load_tls(config, None))
     async with trio.open_nursery() as nursery:
@@ -63,7 +63,7 @@ async def warnings_of(
         (Tls.REQUIRE, True, (replace(RULE, exports=("a",)),), []),
     ],
 )
-async def test_what_a_network_can_do_is_warned_of(
+async def test_open_access_from_the_network_is_warned_of(
     home: Home,
     caplog: pytest.LogCaptureFixture,
     files: TlsFiles,
@@ -88,14 +88,14 @@ async def test_what_a_network_can_do_is_warned_of(
     assert all(words in line for words, line in zip(warned, said, strict=True))
 
 
-async def test_this_machine_alone_is_not_warned_of(
+async def test_loopback_addresses_cause_no_warning(
     home: Home, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = NbdConfig(tcp=TcpAddress("127.0.0.1", 0))
     assert (await warnings_of(config, home, caplog))[1] == []
 
 
-async def test_a_socket_for_others_is_warned_of(
+async def test_a_unix_socket_for_other_users_is_warned_of(
     home: Home, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = NbdConfig(unix_mode=0o666)
@@ -108,7 +108,7 @@ async def test_a_socket_for_others_is_warned_of(
     assert (await warnings_of(config, home, caplog))[1] == []
 
 
-async def test_the_socket_has_the_mode_it_should(home: Home) -> None:
+async def test_the_unix_socket_has_the_configured_mode(home: Home) -> None:
     service = NbdService(FakeServedPool(), NbdConfig(unix_mode=0o660), home)
     async with trio.open_nursery() as nursery:
         await nursery.start(service.run)
@@ -128,7 +128,9 @@ async def test_the_socket_has_the_mode_it_should(home: Home) -> None:
         ({"client_ca": "empty.pem"}, "no certificate in PEM form"),
     ],
 )
-def test_wrong_files_are_named(files: TlsFiles, change: dict[str, str], message: str) -> None:
+def test_wrong_certificates_and_keys_are_named(
+    files: TlsFiles, change: dict[str, str], message: str
+) -> None:
     directory = files.certificate.parent
     wrong = {name: directory / path for name, path in change.items()}
     config = NbdConfig(unix_tls=Tls.REQUIRE, files=replace(files, **wrong))

@@ -1,3 +1,5 @@
+"""Messages to the service manager, and the formats of the log."""
+
 import json
 import logging
 import socket
@@ -10,7 +12,7 @@ from admin.daemon.notify import notify
 
 
 @pytest.mark.parametrize("abstract", [False, True])
-def test_the_service_manager_hears(
+def test_lines_reach_the_service_manager(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, abstract: bool
 ) -> None:
     path = str(tmp_path / "notify")
@@ -22,7 +24,9 @@ def test_the_service_manager_hears(
         assert manager.recv(1024) == b"READY=1\nSTATUS=serving"
 
 
-def test_nobody_listening_is_no_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_service_manager_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     notify("READY=1")
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "none"))
@@ -33,7 +37,7 @@ def entry(message: str) -> logging.LogRecord:
     return logging.LogRecord("cenote.x", logging.WARNING, "", 0, message, None, None)
 
 
-def test_log_entries_for_programs_and_the_journal() -> None:
+def test_log_entries_as_json_and_for_the_journal() -> None:
     parsed = json.loads(JsonFormatter().format(entry("two\nlines")))
     assert (parsed["level"], parsed["logger"]) == ("warning", "cenote.x")
     assert parsed["message"] == "two\nlines"

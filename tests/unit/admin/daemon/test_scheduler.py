@@ -1,4 +1,4 @@
-"""Automatic snapshots on a clock of our own: when they are made, and which are deleted."""
+"""Automatic snapshots on a mock clock: when they are made, and which are deleted."""
 
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -26,11 +26,11 @@ HOUR = 3600.0
 DAY = 24 * HOUR
 HOURLY = Schedule(3600, {"hourly": 3}, ("v",))
 QUIET = PoolSettings(flush_interval_s=600, checkpoint_interval_s=1e9)
-"""Few wake-ups: a day passes quickly."""
+"""Few wake-ups, so that a day of the mock clock passes quickly."""
 
 
 class WallClock:
-    """Goes with trio's clock, and can be set."""
+    """Advances with trio's clock, and can be set."""
 
     def __init__(self, mock: Mock) -> None:
         self._zero = datetime(2030, 1, 2, 11, 59, 30, tzinfo=UTC)
@@ -45,7 +45,7 @@ class WallClock:
 
 @pytest.fixture
 def clock(autojump_clock: Mock) -> WallClock:
-    """A test that uses it names `autojump_clock` too, so that it runs on that."""
+    """A test that uses this names `autojump_clock` too, so that trio runs on that clock."""
     return WallClock(autojump_clock)
 
 
@@ -79,10 +79,8 @@ def names(pool: Pool | FakePool, volume: str = "v") -> list[str]:
 # -- on a pool
 
 
-async def test_several_volumes_of_one_moment_every_hour(
-    autojump_clock: Mock, clock: WallClock
-) -> None:
-    """Goal: each run is one record, the volumes are kept at one moment, old ones go."""
+async def test_hourly_snapshots_of_several_volumes(autojump_clock: Mock, clock: WallClock) -> None:
+    """Goal: each run is one commit of snapshots of all volumes, and old snapshots are deleted."""
     members = await new_members()
     async with opened(members, clock) as pool:
         scheduler = Scheduler(pool.management, {}, clock)
@@ -112,7 +110,9 @@ async def test_several_volumes_of_one_moment_every_hour(
     await assert_clean(members)
 
 
-async def test_what_was_missed_is_made_up_for_once(autojump_clock: Mock, clock: WallClock) -> None:
+async def test_one_snapshot_makes_up_for_all_that_were_missed(
+    autojump_clock: Mock, clock: WallClock
+) -> None:
     members = await new_members()
     async with opened(members, clock) as pool:
         await pool.management.create_volume("v", MIB)
@@ -129,14 +129,16 @@ async def test_what_was_missed_is_made_up_for_once(autojump_clock: Mock, clock: 
             assert names(pool)[-1] == "auto-2030-01-05T1401Z"
             await trio.sleep(HOUR)
         assert names(pool)[4:] == ["auto-2030-01-05T1500Z"]
-    async with opened(members, clock) as pool:  # at once: nothing was missed
+    async with opened(members, clock) as pool:  # right after the last stop: no snapshot was missed
         async with running(Scheduler(pool.management, {}, clock)):
             await trio.sleep(60)
         assert len(names(pool)) == 5
 
 
-async def test_only_its_own_snapshots_are_deleted(autojump_clock: Mock, clock: WallClock) -> None:
-    """Goal: neither others' snapshots nor those that are protected, in use, cloned or renamed."""
+async def test_a_schedule_deletes_only_its_own_snapshots(
+    autojump_clock: Mock, clock: WallClock
+) -> None:
+    """Goal: and none of them that is protected, in use, cloned or renamed."""
     members = await new_members()
     async with opened(members, clock) as pool:
         await pool.management.create_volume("v", MIB)
@@ -167,7 +169,7 @@ async def test_only_its_own_snapshots_are_deleted(autojump_clock: Mock, clock: W
         assert {made[0], made[1], made[2], "kept"} <= left
         assert made[4] not in left
         assert [one.schedule for one in pool.management.snapshots("v")].count("other") == 1
-        # What stands in the way no longer is deleted like any other.
+        # Snapshots that are no longer protected, in use or cloned are deleted like others.
         await device.close()
         await pool.management.note(f"v@{made[0]}", {"protected": False})
         await pool.management.delete_volume("c", snapshots=True)
@@ -180,10 +182,10 @@ async def test_only_its_own_snapshots_are_deleted(autojump_clock: Mock, clock: W
 # -- time
 
 
-async def test_a_clock_set_back_costs_at_most_a_period(
+async def test_a_clock_set_back_delays_a_snapshot_by_a_period_at_most(
     autojump_clock: Mock, clock: WallClock, fake: FakePool
 ) -> None:
-    """Goal: snapshots of a wrong future neither stop new ones nor push them out."""
+    """Goal: snapshots with times in a wrong future neither stop new ones nor replace them."""
     await fake.create_volume("v", MIB)
     scheduler = Scheduler(fake, {}, clock)
     await scheduler.set("h", replace(HOURLY, keep={"hourly": 8}))
@@ -201,7 +203,7 @@ async def test_a_clock_set_back_costs_at_most_a_period(
     assert names(fake)[-1].startswith("auto-2030-01-03T09")
 
 
-async def test_a_clock_set_forward_makes_one(
+async def test_a_clock_set_forward_makes_one_snapshot(
     autojump_clock: Mock, clock: WallClock, fake: FakePool
 ) -> None:
     await fake.create_volume("v", MIB)
@@ -216,14 +218,14 @@ async def test_a_clock_set_forward_makes_one(
 
 
 @pytest.mark.parametrize("seed", range(8))
-async def test_any_clock_any_stop(
+async def test_snapshots_with_a_random_clock_and_random_stops(
     seed: int, autojump_clock: Mock, clock: WallClock, fake: FakePool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Goal: while the daemon runs, no period goes by without a snapshot; unless the clock was set
-    there is one for each round time at most; and the newest is never deleted.
+    """Goal: while the daemon runs, each period has a snapshot; unless the clock was set, each round
+    time has one at most; and the newest is never deleted.
 
-    Method: weeks of a random clock and random stops of the daemon, against the true time.
+    Method: set the clock and stop the daemon at random for weeks, and compare with the true time.
     """
     monkeypatch.setattr(scheduler_module, "LOOK_INTERVAL_S", 60.0)
     coin = random.Random(seed)
@@ -260,10 +262,10 @@ async def test_any_clock_any_stop(
     assert len(names(fake)) <= 4 + 3 + 2
 
 
-# -- what goes wrong
+# -- failures
 
 
-async def test_a_full_pool_is_told_and_tried_again(
+async def test_a_full_pool_is_reported_and_tried_again(
     autojump_clock: Mock, clock: WallClock, fake: FakePool, caplog: pytest.LogCaptureFixture
 ) -> None:
     await fake.create_volume("v", MIB)
@@ -289,7 +291,7 @@ async def test_a_full_pool_is_told_and_tried_again(
 async def test_a_snapshot_that_only_waits_for_room_is_not_made_twice(
     autojump_clock: Mock, clock: WallClock, fake: FakePool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A pool without room for the record makes the snapshot all the same, as soon as there is."""
+    """A pool without room for the commit has made the snapshot, and logs it once there is room."""
     await fake.create_volume("v", MIB)
     create = fake.create_snapshots
 
@@ -312,7 +314,7 @@ async def test_a_snapshot_that_only_waits_for_room_is_not_made_twice(
         assert scheduler.infos()[0].last_error is None
 
 
-async def test_what_cannot_be_deleted_is_tried_again_without_another_snapshot(
+async def test_a_failed_deletion_is_tried_again_without_another_snapshot(
     autojump_clock: Mock, clock: WallClock, fake: FakePool
 ) -> None:
     await fake.create_volume("v", MIB)
@@ -334,10 +336,10 @@ async def test_what_cannot_be_deleted_is_tried_again_without_another_snapshot(
     assert len(names(fake)) == 1
 
 
-# -- which volumes, which schedules
+# -- volumes and schedules
 
 
-async def test_labels_choose_volumes_as_they_come_and_go(
+async def test_labels_choose_the_volumes_of_each_run(
     autojump_clock: Mock, clock: WallClock, fake: FakePool
 ) -> None:
     scheduler = Scheduler(fake, {}, clock)
@@ -356,7 +358,7 @@ async def test_labels_choose_volumes_as_they_come_and_go(
     assert (len(names(fake, "v")), len(names(fake, "w"))) == (2, 1)
 
 
-async def test_the_configuration_counts(
+async def test_a_configured_schedule_hides_one_that_was_set(
     autojump_clock: Mock, clock: WallClock, fake: FakePool, caplog: pytest.LogCaptureFixture
 ) -> None:
     await fake.create_volume("v", MIB)
@@ -374,7 +376,7 @@ async def test_the_configuration_counts(
     caplog.clear()
 
 
-async def test_mistakes(autojump_clock: Mock, clock: WallClock, fake: FakePool) -> None:
+async def test_mistakes_are_refused(autojump_clock: Mock, clock: WallClock, fake: FakePool) -> None:
     scheduler = Scheduler(fake, {}, clock)
     with pytest.raises(InvalidArgumentError, match="which snapshots to keep"):
         await scheduler.set("h", replace(HOURLY, keep={}))

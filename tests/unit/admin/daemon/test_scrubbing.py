@@ -1,4 +1,4 @@
-"""When scrubs run, how fast, and that they go on after restarts; on a clock of our own."""
+"""When scrubs run, at which rate, and that they continue after restarts; on a mock clock."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -26,7 +26,7 @@ ZERO = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 class Bench:
-    """A scrub and what is around it; `daemon` runs it as one daemon does."""
+    """A fake engine, a keeper and a clock; `daemon` runs scrubs on them, as one daemon does."""
 
     def __init__(self, config: ScrubConfig = DAILY, mib: int = 100) -> None:
         self.config = config
@@ -53,7 +53,7 @@ def state(scrubs: Scrubbing) -> ScrubState | None:
     return None if current is None else current.state
 
 
-async def test_it_runs_when_it_is_due_and_not_before(autojump_clock: Mock) -> None:
+async def test_a_scrub_runs_when_it_is_due_and_not_before(autojump_clock: Mock) -> None:
     bench = Bench()
     async with bench.daemon() as scrubs:
         assert scrubs.info().next_run == "2030-01-02T00:00:00+00:00"
@@ -67,7 +67,7 @@ async def test_it_runs_when_it_is_due_and_not_before(autojump_clock: Mock) -> No
         assert (bench.engine.runs, state(scrubs)) == (2, ScrubState.DONE)
 
 
-async def test_restarts_do_not_put_it_off(autojump_clock: Mock) -> None:
+async def test_restarts_do_not_delay_a_scrub(autojump_clock: Mock) -> None:
     bench = Bench()
     for _ in range(3):
         async with bench.daemon():
@@ -78,7 +78,7 @@ async def test_restarts_do_not_put_it_off(autojump_clock: Mock) -> None:
     assert bench.engine.runs == 1
 
 
-async def test_never_is_never(autojump_clock: Mock) -> None:
+async def test_with_never_a_scrub_runs_only_by_command(autojump_clock: Mock) -> None:
     bench = Bench(ScrubConfig(0, 0))
     async with bench.daemon() as scrubs:
         assert scrubs.info().next_run is None
@@ -104,8 +104,8 @@ async def test_a_clock_that_was_years_ahead_does_not_end_scrubbing(autojump_cloc
         assert bench.engine.runs == 2
 
 
-async def test_the_rate_is_kept_and_changes_while_it_runs(autojump_clock: Mock) -> None:
-    """Goal: at no time more was read than the rate allows and one piece; and not much less."""
+async def test_the_rate_is_kept_and_can_change_during_a_scrub(autojump_clock: Mock) -> None:
+    """Goal: the bytes read stay within one piece of the rate at every moment."""
     bench = Bench(mib=1000)
     async with bench.daemon() as scrubs:
         await scrubs.start()
@@ -125,7 +125,7 @@ async def test_the_rate_is_kept_and_changes_while_it_runs(autojump_clock: Mock) 
         assert scrubs.info().rate_bytes == MIB, "the next one goes at the configured rate"
 
 
-async def test_it_goes_on_after_a_restart(autojump_clock: Mock) -> None:
+async def test_a_scrub_continues_after_a_restart(autojump_clock: Mock) -> None:
     bench = Bench()
     bench.engine.finds = [LOST]
     async with bench.daemon() as scrubs:
@@ -151,20 +151,20 @@ async def test_it_goes_on_after_a_restart(autojump_clock: Mock) -> None:
         assert bench.engine.runs == 2
 
 
-async def test_after_a_crash_little_is_read_again(autojump_clock: Mock) -> None:
+async def test_after_a_crash_a_scrub_continues_from_the_last_save(autojump_clock: Mock) -> None:
     bench = Bench()
     async with bench.daemon() as scrubs:
         await scrubs.start()
         await trio.sleep(SAVE_INTERVAL_S + 10)
         kept = bench.keeper.kept
-    bench.keeper.kept = kept  # what was saved at the end is lost
+    bench.keeper.kept = kept  # without the save at the end
     async with bench.daemon() as scrubs:
         current = scrubs.info().current
         assert current is not None
         assert current.result.read_bytes >= (SAVE_INTERVAL_S - 2) * MIB
 
 
-async def test_the_scrub_of_another_pool_is_not_gone_on_with(autojump_clock: Mock) -> None:
+async def test_the_scrub_of_another_pool_is_not_continued(autojump_clock: Mock) -> None:
     bench = Bench()
     async with bench.daemon() as scrubs:
         await scrubs.start()
@@ -174,7 +174,7 @@ async def test_the_scrub_of_another_pool_is_not_gone_on_with(autojump_clock: Moc
         assert state(scrubs) is None
 
 
-async def test_stopped_it_stays_stopped_until_started(autojump_clock: Mock) -> None:
+async def test_a_stopped_scrub_stays_stopped_until_started(autojump_clock: Mock) -> None:
     bench = Bench()
     async with bench.daemon() as scrubs:
         await scrubs.start()
@@ -191,7 +191,7 @@ async def test_stopped_it_stays_stopped_until_started(autojump_clock: Mock) -> N
         assert current.result.read_bytes == 100 * MIB
 
 
-async def test_a_fresh_one_begins_anew_also_while_one_runs(autojump_clock: Mock) -> None:
+async def test_a_fresh_start_replaces_a_running_scrub(autojump_clock: Mock) -> None:
     bench = Bench()
     async with bench.daemon() as scrubs:
         await scrubs.start()
@@ -205,7 +205,7 @@ async def test_a_fresh_one_begins_anew_also_while_one_runs(autojump_clock: Mock)
         assert state(scrubs) is ScrubState.DONE
 
 
-async def test_what_interrupts_it_is_tried_again_ever_later(autojump_clock: Mock) -> None:
+async def test_an_interrupted_scrub_is_tried_again_with_growing_waits(autojump_clock: Mock) -> None:
     bench = Bench()
     bench.engine.raises = DeviceError("cannot")
     async with bench.daemon() as scrubs:
@@ -218,7 +218,7 @@ async def test_what_interrupts_it_is_tried_again_ever_later(autojump_clock: Mock
         assert (state(scrubs), scrubs.info().last_error) == (ScrubState.DONE, None)
 
 
-async def test_a_stop_waits_until_nothing_runs(autojump_clock: Mock) -> None:
+async def test_a_stop_ends_a_scrub_that_hangs(autojump_clock: Mock) -> None:
     bench = Bench()
     bench.engine.hold = trio.Event()
     async with bench.daemon() as scrubs:
@@ -230,7 +230,7 @@ async def test_a_stop_waits_until_nothing_runs(autojump_clock: Mock) -> None:
         assert state(scrubs) is ScrubState.STOPPED
 
 
-async def test_a_full_disk_does_not_stop_it(
+async def test_a_record_that_cannot_be_saved_does_not_stop_a_scrub(
     autojump_clock: Mock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench = Bench()
@@ -245,7 +245,7 @@ async def test_a_full_disk_does_not_stop_it(
         assert state(scrubs) is ScrubState.DONE
 
 
-async def test_the_file_keeps_all_of_it(home: Home) -> None:
+async def test_the_file_keeps_the_whole_record(home: Home) -> None:
     home.pool_dir.mkdir()
     keeper = FileKeeper(home)
     assert keeper.load() is None

@@ -1,3 +1,5 @@
+"""Serving a fake pool: how it ends, exports, warnings, the choice of a configuration."""
+
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +62,7 @@ async def test_a_pool_that_fails_ends_the_daemon(home: Home) -> None:
     assert not home.control_socket.exists()
 
 
-async def test_a_stop_ends_it_cleanly(home: Home) -> None:
+async def test_a_stop_ends_the_daemon_cleanly(home: Home) -> None:
     pool, ready, stop = FakeServedPool(), list[ReadyReport](), trio.Event()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(
@@ -90,7 +92,7 @@ async def test_exports_are_volumes_and_snapshots() -> None:
             await exports.open(name)
 
 
-async def test_an_export_that_is_held_is_waited_for() -> None:
+async def test_opening_waits_while_an_export_is_held() -> None:
     pool = FakeServedPool()
     exports = PoolExports(pool)
     opened: list[str] = []
@@ -108,7 +110,7 @@ async def test_an_export_that_is_held_is_waited_for() -> None:
     assert opened == ["root@one", "root"]
 
 
-async def test_filling_is_warned_of_once_per_step(
+async def test_each_step_of_use_is_logged_once(
     autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = replace(FakePool().info(), size_bytes=100)

@@ -1,3 +1,5 @@
+"""The plan of a start: which content of the members' paths opens, creates or refuses a pool."""
+
 from pathlib import Path
 from uuid import UUID
 
@@ -39,20 +41,20 @@ def test_absent_and_empty_files_make_a_pool(here: Path) -> None:
     assert make_plan(found, None) == Plan(create=True, use=found, absent=[])
 
 
-def test_members_open_and_storage_judges_absent_ones(here: Path) -> None:
+def test_present_members_are_opened_and_absent_ones_listed(here: Path) -> None:
     found = [member(here / "a"), absent(here / "b")]
     for record in (None, RECORD):
         plan = make_plan(found, record)
         assert plan == Plan(create=False, use=found[:1], absent=found[1:])
 
 
-def test_a_pool_that_was_here_is_never_replaced(here: Path) -> None:
+def test_the_missing_pool_of_a_home_is_never_replaced(here: Path) -> None:
     for found in (absent(here / "a"), empty(here / "a", 1 << 30), other(here / "a")):
         with pytest.raises(MissingMemberError, match=r"was here before.*not mounted"):
             make_plan([found], RECORD, format_paths=[here / "a"])
 
 
-def test_something_else_in_the_place_of_a_member_is_refused(here: Path) -> None:
+def test_other_content_in_the_place_of_a_member_is_refused(here: Path) -> None:
     for found in (empty(here / "b", 1 << 30), other(here / "b")):
         with pytest.raises(MissingMemberError, match="is no member of pool"):
             make_plan([member(here / "a"), found], None)

@@ -1,4 +1,4 @@
-"""The tree of volumes on the command line."""
+"""The report of `cenote volume tree`, against the real API over a fake pool."""
 
 import json
 
@@ -7,7 +7,7 @@ from tests.unit.admin.conftest import Run
 from tests.unit.admin.fake_pool import CREATED, Served
 
 
-def test_a_tree(served: Served, run: Run) -> None:
+def test_volumes_snapshots_and_clones_are_shown_as_a_tree(served: Served, run: Run) -> None:
     assert run("volume", "tree")[1].startswith("no volumes; make one:")
     for words in (
         ("volume", "create", "root", "--size", "20G"),

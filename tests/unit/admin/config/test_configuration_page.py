@@ -1,7 +1,7 @@
-"""docs/configuration.md is true: its keys, types, defaults and ranges are those of the code.
+"""Compares docs/configuration.md with the code: keys, types, defaults and ranges.
 
-The real parser reads the page's file with every key, through tables that note how each key is asked
-for. Defaults, and ranges that the parser does not name, are tried out.
+The real parser reads the page's file with every key, through tables that note how the parser asks
+for each key. Defaults, and ranges that the parser does not name, are tried out.
 """
 
 import re
@@ -19,10 +19,10 @@ from admin.errors import ConfigError
 from admin.sizes import compact
 from storage.format.superblock import HOST_BYTES_MAX, MEMBERS_MAX
 
-PAGE = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
+PAGE = (Path(__file__).parents[4] / "docs" / "configuration.md").read_text()
 WHOLE_FILE = "## The whole file"
 TABLE, REFUSED = "table", "refused"
-"""Kinds of keys that have keys of their own, and of those that are only looked for."""
+"""Kinds of keys: a table, and a key that the parser only looks for, to refuse it."""
 
 T = TypeVar("T")
 WORDS: dict[type, tuple[str, str]] = {
@@ -31,7 +31,7 @@ WORDS: dict[type, tuple[str, str]] = {
 
 
 class Row(NamedTuple):
-    """A key on the page, as it is written there."""
+    """The columns of a key on the page, as they are written there."""
 
     type: str
     default: str
@@ -101,7 +101,7 @@ class NotingTable(Table):
         yield from map(self._noting, super().tables(key))
 
     def finish(self) -> None:
-        """Also sees to it that no key was asked for in a way that this class does not note."""
+        """Also check that this class noted every key that was asked for."""
         assert {self._name(key) for key in self._known} <= self._asked.keys()
         super().finish()
 
@@ -119,7 +119,7 @@ class NotingTable(Table):
 
 
 def sections() -> dict[str, str]:
-    """What the page says of each table of the file, by its name; of the file itself, by ""."""
+    """The sections of the page by the name of their table; the one of the whole file by ""."""
     found = {}
     for part in re.split(r"^(?=## )", PAGE, flags=re.MULTILINE):
         heading = re.match(r"## \[+([a-z.]+)\]+\n", part)
@@ -148,7 +148,7 @@ def example() -> str:
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Asked]:
-    """What the parser asks for while it reads that file."""
+    """The keys that the parser asks for while it reads that file."""
     noted: dict[str, Asked] = {}
     monkeypatch.setattr(config, "Table", partial(NotingTable, noted))
     load(tmp_path, example())
@@ -176,7 +176,7 @@ def test_the_page_has_every_table_and_every_key(asked: dict[str, Asked]) -> None
 def test_types_and_ranges_are_those_that_the_parser_asks_for(asked: dict[str, Asked]) -> None:
     for key, row in rows().items():
         kind, allowed = asked[key]
-        # Some strings are read further, as `TRIED` shows.
+        # Some strings are parsed further, as `TRIED` shows.
         assert row.type == kind or (kind == "string" and row.type in ("size", "time")), key
         if key != "format":  # of which only one is taken
             assert row.allowed.startswith(allowed), key
@@ -198,11 +198,11 @@ LEAST = {
     "scrub": {},
     "cache": {},
 }  # fmt: skip
-"""A file with every table, in TOML, of as few keys as there may be."""
+"""A file with every table and as few keys as possible; values are TOML."""
 
 
 def with_key(key: str, value: str | None) -> str:
-    """That file with another value of one key, or without it."""
+    """The file of `LEAST` with another value of one key, or without the key."""
     where, _, name = key.rpartition(".")
     lines = []
     for table, least in LEAST.items():
@@ -215,7 +215,7 @@ def with_key(key: str, value: str | None) -> str:
 
 @pytest.mark.parametrize("key", rows())
 def test_defaults_are_those_of_the_code(tmp_path: Path, key: str) -> None:
-    """A key that says its default changes nothing; one that is required is missed."""
+    """Goal: a key with its default changes nothing; a file without a required key is refused."""
     default = rows()[key].default
     if default == "required":
         with pytest.raises(ConfigError):
@@ -263,7 +263,7 @@ TRIED: dict[str, tuple[list[str], list[str]]] = {
     "scrub.every": (['"1s"', '"52w"', '"never"'], ['"0d"', '"always"']),
     "scrub.rate": (['"1M"', '"1T"', '"unlimited"', '"0"'], ['"1023K"', '"never"', "1048576"]),
 }  # fmt: skip
-"""TOML that is accepted and refused, for each range that the page tells in its own words."""
+"""Accepted and refused TOML for each range that the page describes in its own words."""
 
 FREE = {
     "member.path", "member.host", "nbd.certificate", "nbd.key", "nbd.client_ca",
@@ -272,7 +272,7 @@ FREE = {
 """The parser takes any text for these."""
 
 
-def test_every_range_in_own_words_is_tried(asked: dict[str, Asked]) -> None:
+def test_every_range_that_the_parser_does_not_name_is_tried(asked: dict[str, Asked]) -> None:
     own = {key for key, row in rows().items() if row.allowed != asked[key].allowed}
     assert own == TRIED.keys() | FREE
 
@@ -287,6 +287,6 @@ def test_ranges_are_as_the_page_says(tmp_path: Path, key: str) -> None:
             load(tmp_path, with_key(key, value))
 
 
-def test_what_the_pool_checks_when_a_member_joins() -> None:
+def test_limits_that_the_pool_checks_when_a_member_joins() -> None:
     assert rows()["member.host"].allowed == f"1 to {HOST_BYTES_MAX} printable bytes"
     assert f"1 to {MEMBERS_MAX}." in sections()["member"]

@@ -1,6 +1,6 @@
-"""Every implementation of BlockDevice, by name. Add a line to DEVICES to put one to the test.
+"""Every implementation of BlockDevice, by name. Add a line to DEVICES to test another one.
 
-A factory gets an empty directory and gives a fresh device, all zeroes, of at least
+A factory takes an empty directory and yields a new device, all zeroes, of at least
 SIZE_BYTES, whose block size divides 4096. It closes the device at its end.
 """
 

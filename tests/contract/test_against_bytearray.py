@@ -31,7 +31,7 @@ steps = st.lists(
 
 
 class Checked:
-    """A device and what it should hold; `unknown` bytes were trimmed: old or zero."""
+    """A device and its expected content; after a trim, the content that the device chose."""
 
     def __init__(self, device: BlockDevice) -> None:
         self.device = device
@@ -87,7 +87,7 @@ class Checked:
 def test_a_device_behaves_like_an_array(
     make_device: Factory, tmp_path_factory: pytest.TempPathFactory, steps: list[Any]
 ) -> None:
-    """Goal: no sequence of operations tells a device from an array of bytes."""
+    """Goal: after any sequence of operations the device reads like an array of bytes."""
     directory = tmp_path_factory.getbasetemp() / f"array-{next(_NUMBERS)}"
     directory.mkdir()
     trio.run(_run, make_device, directory, steps)

@@ -1,4 +1,4 @@
-"""What every BlockDevice promises; see blockdev/device.py for the words."""
+"""The promises of every BlockDevice, as blockdev/device.py states them."""
 
 import contextlib
 import random
@@ -44,7 +44,7 @@ async def test_a_new_device_reads_as_zeroes(device: BlockDevice) -> None:
 
 @pytest.mark.parametrize("length", [PAGE, 3 * PAGE, 64 * KIB, 768 * KIB])
 @pytest.mark.parametrize("offset", [0, PAGE, 13 * PAGE])
-async def test_what_was_written_is_read(device: BlockDevice, offset: int, length: int) -> None:
+async def test_reads_return_written_data(device: BlockDevice, offset: int, length: int) -> None:
     data = pattern(length)
     await device.write(offset, data)
     expected = bytearray(device.size_bytes)
@@ -74,7 +74,7 @@ async def test_the_medium_holds_what_was_written(device: BlockDevice, flushed: b
         await device.read_medium(device.size_bytes - unit, 2 * unit)
 
 
-async def test_the_smallest_block_leaves_its_neighbours_alone(device: BlockDevice) -> None:
+async def test_writing_one_block_leaves_its_neighbors_unchanged(device: BlockDevice) -> None:
     unit = device.block_bytes
     await device.write(0, pattern(2 * PAGE))
     await device.write(PAGE - unit, b"\xaa" * unit)
@@ -106,7 +106,7 @@ async def test_the_caller_may_reuse_its_buffer(device: BlockDevice) -> None:
     assert await content(device, 0, 64 * KIB) == pattern(64 * KIB)
 
 
-async def test_a_later_write_does_not_change_what_was_read(device: BlockDevice) -> None:
+async def test_a_later_write_does_not_change_data_that_was_read(device: BlockDevice) -> None:
     await device.write(0, pattern(64 * KIB))
     before = memoryview(await device.read(0, 64 * KIB))
     quick = device.try_read(0, PAGE)
@@ -157,10 +157,10 @@ async def test_ranges_past_the_end_change_nothing(device: BlockDevice) -> None:
 
 
 @pytest.mark.parametrize(("offset", "length"), OUTSIDE)
-async def test_the_quick_paths_never_go_outside(
+async def test_the_fast_paths_serve_no_range_outside(
     device: BlockDevice, offset: int, length: int
 ) -> None:
-    """They refuse or decline, as they like."""
+    """A fast path may raise OutOfRangeError, or decline."""
     with contextlib.suppress(OutOfRangeError):
         assert device.try_read(offset, length) is None
     with contextlib.suppress(OutOfRangeError):
@@ -207,7 +207,7 @@ async def test_zeroed_ranges_can_be_written_again(device: BlockDevice) -> None:
     assert await content(device, 0, 3 * PAGE) == bytes(PAGE) + pattern(PAGE) + bytes(PAGE)
 
 
-async def test_trim_leaves_old_bytes_or_zeroes_and_no_neighbour_changed(
+async def test_trim_leaves_old_bytes_or_zeroes_and_no_neighbor_changed(
     device: BlockDevice,
 ) -> None:
     unit = device.block_bytes
@@ -231,7 +231,7 @@ async def test_allocation_changes_no_content(device: BlockDevice) -> None:
 # Durability calls, closing
 
 
-async def test_measuring_a_device_that_did_not_change_tells_its_size(device: BlockDevice) -> None:
+async def test_measuring_a_device_that_did_not_change_returns_its_size(device: BlockDevice) -> None:
     before = device.size_bytes
     assert await device.measure() == device.size_bytes == before
 
@@ -273,7 +273,7 @@ async def test_a_closed_device_refuses_everything(device: BlockDevice) -> None:
         assert device.try_write(0, bytes(PAGE)) is False
 
 
-async def test_the_quick_paths_agree_with_the_slow_ones(device: BlockDevice) -> None:
+async def test_the_fast_paths_agree_with_the_slow_ones(device: BlockDevice) -> None:
     data = pattern(4 * PAGE)
     if not device.try_write(PAGE, data):
         assert await content(device, PAGE, len(data)) == bytes(len(data))
@@ -283,8 +283,8 @@ async def test_the_quick_paths_agree_with_the_slow_ones(device: BlockDevice) -> 
     assert await content(device, PAGE, len(data)) == data
 
 
-async def test_the_length_of_what_is_read_counts_bytes(device: BlockDevice) -> None:
-    """Whoever sends it adds lengths up: `len` of an array would count its items."""
+async def test_len_of_read_data_counts_bytes(device: BlockDevice) -> None:
+    """The NBD server adds lengths up; `len` of an array would count its items."""
     await device.write(0, pattern(4 * PAGE))
     for offset, length in ((0, 4 * PAGE), (PAGE, PAGE)):
         found = await device.read(offset, length)

@@ -1,4 +1,4 @@
-"""What every BlockDevice says about its ranges, and the hints it takes."""
+"""Extents, fast zeroes and hints of every BlockDevice."""
 
 import contextlib
 
@@ -10,7 +10,7 @@ from tests.contract.test_block_device import OUTSIDE, PAGE, content, pattern, wh
 
 
 async def fill(device: BlockDevice) -> None:
-    """Data, holes and zeroes of many lengths."""
+    """Write data and zeroes, so that data, holes and zeroes of many lengths result."""
     await device.write(2 * PAGE, pattern(PAGE))
     await device.write(40 * PAGE, pattern(30 * PAGE))
     await device.write_zeroes(50 * PAGE, 4 * PAGE)
@@ -56,10 +56,12 @@ async def test_extents_may_stop_early_and_go_on_from_there(device: BlockDevice) 
         assert offset == end
 
 
-async def test_extents_at_once_are_whole_and_right_or_none(device: BlockDevice) -> None:
+async def test_try_extents_describes_the_whole_range_rightly_or_returns_none(
+    device: BlockDevice,
+) -> None:
     await fill(device)
     for offset, length in ranges(device):
-        await device.extents(offset, length)  # whatever it needs is in memory now
+        await device.extents(offset, length)  # its metadata is in memory now
         quick = device.try_extents(offset, length)
         if quick is not None:
             assert length_of(quick) == length
@@ -83,7 +85,7 @@ async def test_zeroes_are_fast_or_refused_with_nothing_changed(device: BlockDevi
         return
     zeroed = data[:offset] + bytes(length) + data[offset + length :]
     assert await content(device, 0, len(data)) == zeroed
-    # What is supported stays so: a server tells its clients before they ask.
+    # Fast zeroes that work once work always: a server advertises them before any request.
     await device.write_zeroes(0, 2 * PAGE, fast=True, no_hole=True, fua=True)
     await device.write_zeroes(device.size_bytes - unit, unit, fast=True)
 

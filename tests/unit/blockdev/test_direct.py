@@ -22,8 +22,8 @@ def path(tmp_path: Path) -> Path:
 
 
 def cached_pages(fd: int) -> int:
-    """Ask how many of a file's first MiB the page cache holds. A read that must not wait cannot
-    tell: newer kernels begin to read ahead for it, and on a fast disk that has come in by then."""
+    """Return how many pages of a file's first MiB the page cache holds. Reads with RWF_NOWAIT
+    cannot tell: for them newer kernels start a read-ahead, which a fast disk finishes at once."""
     with mmap.mmap(fd, MIB) as pages:
         first = ctypes.c_char.from_buffer(pages)
         resident = (ctypes.c_ubyte * (MIB // PAGE))()
@@ -34,8 +34,8 @@ def cached_pages(fd: int) -> int:
 
 
 async def test_reads_of_the_medium_leave_the_page_cache_alone(path: Path) -> None:
-    """Goal: what was not in the cache is not afterwards. The tree's file system must have O_DIRECT
-    for this; ext4, xfs and btrfs do."""
+    """Goal: pages that were not in the cache are not in it afterwards. The file system of the tests
+    must have O_DIRECT for this; ext4, xfs and btrfs do."""
     device = FileDevice.create(path, MIB)
     await device.write(0, b"x" * MIB)
     await device.flush()
@@ -51,7 +51,7 @@ async def test_reads_of_the_medium_leave_the_page_cache_alone(path: Path) -> Non
         await device.read_medium(0, PAGE)
 
 
-async def test_reads_of_the_medium_work_where_it_cannot_be_told_from_a_cache(
+async def test_reads_of_the_medium_work_without_o_direct(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Goal: no O_DIRECT, or one that refuses at the first read, is no error."""

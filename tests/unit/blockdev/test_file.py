@@ -1,4 +1,4 @@
-"""FileDevice on real files: locks, errors, and what kernels and file systems refuse."""
+"""FileDevice on real files: locks, errors, and calls that kernels and file systems refuse."""
 
 import errno
 import os
@@ -70,7 +70,7 @@ async def test_a_file_that_became_larger_is_used_once_it_is_measured(path: Path)
     await device.write(2 * MIB - 4, b"more")
     assert await device.read(2 * MIB - 4, 4) == b"more"
     os.truncate(path, MIB)
-    assert await device.measure() == 2 * MIB  # it never falls; reads there fail
+    assert await device.measure() == 2 * MIB  # the size never falls; reads past the end fail
     with pytest.raises(DeviceError, match="shorter than when opened"):
         await device.read(MIB, 4)
     await device.close()
@@ -83,13 +83,13 @@ def test_creating_over_a_file_is_refused_and_leaves_it(path: Path) -> None:
     assert path.read_text() == "precious"
 
 
-def test_a_file_that_cannot_be_made_leaves_nothing(path: Path) -> None:
+def test_a_file_that_cannot_be_made_is_removed(path: Path) -> None:
     with pytest.raises(DeviceError, match="create failed: "):
         FileDevice.create(path, -1)
     assert not path.exists()
 
 
-def test_what_is_no_file_or_disk_is_refused(path: Path, tmp_path: Path) -> None:
+def test_a_path_that_is_no_file_or_disk_is_refused(path: Path, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=f"open failed: No such file or directory: path={path}"):
         FileDevice.open(path)
     with pytest.raises(DeviceError, match="open failed: Is a directory"):
@@ -162,7 +162,7 @@ async def test_a_read_only_device_takes_no_changes(path: Path) -> None:
 
 
 async def test_cached_reads_finish_in_line(path: Path) -> None:
-    """The tree's file system must have RWF_NOWAIT for this; ext4, xfs and btrfs do."""
+    """The file system of the tests must have RWF_NOWAIT for this; ext4, xfs and btrfs do."""
     device = FileDevice.create(path, MIB)
     await device.write(0, b"x" * MIB)
     if device._inline_bytes < 0:  # tmpfs
@@ -174,8 +174,8 @@ async def test_cached_reads_finish_in_line(path: Path) -> None:
     await device.close()
 
 
-async def test_what_is_read_ahead_comes_by_itself(path: Path) -> None:
-    """Goal: reading begins without anybody waiting, and a range that is none does no harm."""
+async def test_read_ahead_fills_the_page_cache_without_waiting(path: Path) -> None:
+    """Goal: no task waits for the reading, and a range outside the device does no harm."""
     device = FileDevice.create(path, MIB)
     await device.write(0, b"x" * MIB)
     await device.flush()
@@ -192,7 +192,7 @@ async def test_what_is_read_ahead_comes_by_itself(path: Path) -> None:
 
 
 async def test_reads_fall_back_to_threads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short or refused in-line reads go on in a thread, which continues short reads."""
+    """A short or refused in-line read is done in a thread, which continues short reads."""
     device = FileDevice.create(path, MIB)
     await device.write(0, b"abcdefgh")
     preadv = os.preadv
@@ -344,7 +344,7 @@ async def test_extents_show_holes(path: Path) -> None:
 
 
 def full_device(fd: int) -> FileDevice:
-    """A device whose every write finds no space: Linux has one ready."""
+    """Return a device whose every write finds no space, on Linux's /dev/full."""
     return FileDevice(OpenFile(Path("/dev/full"), fd, MIB, PAGE, False, False, False))
 
 
@@ -377,7 +377,7 @@ async def test_a_failed_flush_is_reported(
     await device.close()
 
 
-def test_the_kernel_says_what_is_wrong() -> None:
+def test_failed_system_calls_raise_os_error() -> None:
     with pytest.raises(OSError, match="Bad file descriptor"):
         linux.fallocate(-1, 0, 0, 1)
     with pytest.raises(OSError, match="Bad file descriptor"):

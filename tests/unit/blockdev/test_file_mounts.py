@@ -1,7 +1,7 @@
-"""FileDevice on what only root can make: a small full file system, a raw (loop) disk.
+"""FileDevice where only root can set it up: on a small full file system, on a raw (loop) disk.
 
-Where mounts or loop devices are not permitted these tests are skipped; the errors
-they check are also provoked without privileges in test_file.py.
+These tests are skipped where mounts or loop devices are not permitted; test_file.py
+provokes the same errors without privileges.
 """
 
 import os
@@ -57,7 +57,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 async def fill(device: FileDevice) -> int:
-    """Write until no space is left; return how much went in."""
+    """Write until no space is left; return the number of bytes written."""
     for offset in range(0, device.size_bytes, MIB // 4):
         try:
             await device.write(offset, os.urandom(MIB // 4))
@@ -103,7 +103,7 @@ async def test_tmpfs_works_without_inline_reads_and_zero_ranges(small_tmpfs: Pat
     await device.close()
 
 
-async def test_a_raw_disk_is_a_device(disk: Path) -> None:
+async def test_a_raw_disk_can_be_read_and_written(disk: Path) -> None:
     device = FileDevice.open(disk)
     assert device.size_bytes == 16 * MIB
     assert device.physical_bytes in (512, PAGE)
@@ -131,7 +131,7 @@ async def test_zeroes_on_a_raw_disk_need_no_alignment(disk: Path, no_hole: bool)
     await device.close()
 
 
-async def test_trim_on_a_raw_disk_gives_space_back_and_spares_neighbours(
+async def test_trim_on_a_raw_disk_gives_space_back_and_spares_bytes_beside_it(
     disk: Path, tmp_path: Path
 ) -> None:
     device = FileDevice.open(disk)
@@ -164,7 +164,7 @@ async def test_a_disk_in_use_is_refused(disk: Path, tmp_path: Path) -> None:
 
 
 async def test_a_disk_that_vanishes_is_an_error(disk: Path, tmp_path: Path) -> None:
-    """Goal: an I/O error of the disk comes out. Method: cut the loop's file short."""
+    """Goal: an I/O error of the disk is raised. Method: cut the loop device's file short."""
     device = FileDevice.open(disk)
     os.truncate(tmp_path / "image", MIB)
     with pytest.raises(DeviceError, match="read failed: Input/output error"):

@@ -49,7 +49,7 @@ async def until(condition: Callable[[], object]) -> None:
 async def test_a_cancelled_write_runs_to_completion(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Goal: nobody may reuse the buffer or close the file under a thread."""
+    """Goal: no caller can reuse the buffer or close the file while a thread uses it."""
     device = FileDevice.create(path, MIB)
     gate = Gate(monkeypatch)
     async with trio.open_nursery() as nursery:
@@ -61,7 +61,7 @@ async def test_a_cancelled_write_runs_to_completion(
     await device.close()
 
 
-async def test_closing_waits_for_threads_and_refuses_newcomers(
+async def test_closing_waits_for_threads_and_refuses_new_requests(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = FileDevice.create(path, MIB)

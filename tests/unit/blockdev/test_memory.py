@@ -1,3 +1,5 @@
+"""MemoryDevice: copies and views, sparse memory, and checks of the fast paths."""
+
 import pytest
 
 from blockdev.errors import ClosedError, OutOfRangeError
@@ -31,14 +33,14 @@ async def test_zeroing_unaligned_ranges_across_pages() -> None:
     )
 
 
-async def test_an_empty_device_has_room_for_nothing() -> None:
+async def test_an_empty_device_takes_empty_requests_only() -> None:
     device = MemoryDevice(0)
     assert await device.read(0, 0) == b""
     with pytest.raises(OutOfRangeError):
         await device.read(0, 1)
 
 
-async def test_quick_paths_refuse_what_the_slow_ones_refuse() -> None:
+async def test_fast_paths_refuse_the_same_requests_as_the_slow_ones() -> None:
     device = MemoryDevice(MIB, block_bytes=512)
     with pytest.raises(OutOfRangeError, match=r"whole blocks: offset=1 length=512"):
         device.try_read(1, 512)
@@ -54,7 +56,7 @@ async def test_quick_paths_refuse_what_the_slow_ones_refuse() -> None:
 
 
 async def test_a_view_is_the_memory_itself_and_outlives_the_device() -> None:
-    """A server may still have it on its way to a client when the device is closed."""
+    """A server may still be sending the view to a client when the device is closed."""
     device = MemoryDevice(MIB)
     view = memoryview(device.try_view(4096, 4096))
     device.try_write(4096, b"n" * 4096)

@@ -1,4 +1,4 @@
-"""Injected faults: which call fails, and what the failure leaves."""
+"""Injected faults: which call fails, and which content the failure leaves."""
 
 import pytest
 import trio
@@ -59,7 +59,8 @@ async def test_a_failed_write_leaves_none_some_or_all_of_its_sectors() -> None:
 
 
 async def test_after_a_failed_flush_retrying_succeeds_and_saves_nothing() -> None:
-    """Goal: the classic trap. Method: fail one flush, retry it, cut the power."""
+    """Goal: a retried flush hides the loss, as on Linux. Method: fail one flush, retry it, cut the
+    power."""
     survived = []
     for seed in SEEDS:
         disk = new_disk(seed)
@@ -68,7 +69,7 @@ async def test_after_a_failed_flush_retrying_succeeds_and_saves_nothing() -> Non
         with pytest.raises(DeviceError):
             await disk.flush()
         await disk.flush()
-        assert await disk.read(0, PAGE) == b"x" * PAGE, "the page cache still shows it"
+        assert await disk.read(0, PAGE) == b"x" * PAGE, "reads still show the write"
         survived.append(disk.reboot().durable(0, PAGE) == b"x" * PAGE)
     assert {True, False} == set(survived)
 
@@ -166,7 +167,7 @@ async def test_trim_takes_effect_or_not_and_for_whole_physical_blocks_only() -> 
 
 
 async def test_a_flush_covers_only_what_was_written_before_its_call() -> None:
-    """Goal: no user may count on a flush for a write that ended after the flush was called."""
+    """Goal: a flush need not cover a write that ended after the flush was called."""
     missed = 0
     for seed in SEEDS:
         disk = SimulatedDisk(SimulatedWorld(seed, checkpoints=True), 64 * KIB)

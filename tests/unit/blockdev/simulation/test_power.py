@@ -1,4 +1,4 @@
-"""Power cuts: what may be left, what must be, and that every outcome does come up."""
+"""Power cuts: which content may survive, which must, and that every outcome comes up."""
 
 import contextlib
 import itertools
@@ -95,7 +95,7 @@ async def test_reads_may_be_left_out_of_the_count_but_not_of_the_cut() -> None:
         await disk.read(0, PAGE)
 
 
-async def test_a_read_can_be_where_the_power_goes() -> None:
+async def test_the_cut_can_be_at_a_read() -> None:
     disk = SimulatedDisk(SimulatedWorld(1, cut_at=1), 64 * KIB)
     with pytest.raises(PowerCut):
         await disk.read(0, PAGE)
@@ -113,7 +113,7 @@ async def test_a_nursery_wraps_the_cut() -> None:
     assert caught
 
 
-# What is left
+# Survivors
 
 
 async def test_flushed_writes_survive() -> None:
@@ -152,7 +152,7 @@ async def test_a_later_write_can_survive_an_earlier_one() -> None:
         assert first + second in found
 
 
-async def test_all_but_one_of_many_can_survive() -> None:
+async def test_almost_all_of_many_writes_can_survive() -> None:
     async def prepare(disk: SimulatedDisk) -> None:
         for at in range(16):
             await disk.write(at * PAGE, page("x"))
@@ -194,7 +194,8 @@ async def test_zeroes_are_a_write_like_any_other() -> None:
 
 @pytest.mark.parametrize("cut_at", [3, 4])
 async def test_the_cut_operation_may_have_taken_effect(cut_at: int) -> None:
-    """Goal: a write or flush that was cut is as any unflushed write. Method: cut either."""
+    """Goal: a write that was cut counts as any unflushed write. Method: cut one with FUA, or the
+    write after it."""
     found = set()
     for seed in OUTCOMES:
         disk = SimulatedDisk(SimulatedWorld(seed, cut_at), 64 * KIB)
@@ -249,7 +250,7 @@ async def test_rebooting_again_gives_the_same_disks() -> None:
     one, two = world.reboot(), world.reboot(cut_at=9)
     contents = [disk.durable(0, 64 * KIB) for disk in one.disks]
     assert contents == [disk.durable(0, 64 * KIB) for disk in two.disks]
-    assert len(set(contents)) == 3, "every disk has its own luck"
+    assert len(set(contents)) == 3, "every disk has survivors of its own"
     assert two.cut_at == 9
     assert one.disks[0].physical_bytes == 512
 
@@ -302,11 +303,11 @@ async def test_the_trace_names_every_operation() -> None:
     ]
 
 
-# A small crash test of the kind that users of the disk write
+# A small crash test, as tests of storage write them
 
 
 async def write_numbered(disk: SimulatedDisk, history: list[set[int]]) -> None:
-    """Write numbered sectors over and over; `history` is what each sector may hold."""
+    """Write numbered sectors over and over; `history` lists the numbers each sector may hold."""
     choices = random.Random(11)
     for number in range(1, 25):
         at = choices.randrange(len(history))
@@ -321,7 +322,7 @@ async def write_numbered(disk: SimulatedDisk, history: list[set[int]]) -> None:
 
 
 async def lost_sectors(seed: int, *, lie: bool) -> int:
-    """Cut the power at every operation; count sectors that hold what they must not."""
+    """Cut the power at every operation; return the number of sectors with wrong content."""
     lost = 0
     for cut_at in itertools.count(1):
         world = SimulatedWorld(seed, cut_at, checkpoints=True)
@@ -346,5 +347,5 @@ async def test_flushed_sectors_survive_a_cut_anywhere(seed: int) -> None:
     assert await lost_sectors(seed, lie=False) == 0
 
 
-async def test_the_same_test_notices_a_disk_that_lies() -> None:
+async def test_the_crash_test_notices_a_disk_that_loses_flushes() -> None:
     assert await lost_sectors(1, lie=True) > 0

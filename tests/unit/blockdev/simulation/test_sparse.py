@@ -12,7 +12,7 @@ SIZE = 5 * CHUNK_BYTES
         st.tuples(st.sampled_from("wzc"), st.integers(0, SIZE), st.integers(0, SIZE)), max_size=20
     )
 )
-def test_behaves_like_an_array(steps: list[tuple[str, int, int]]) -> None:
+def test_sparse_bytes_behave_like_an_array(steps: list[tuple[str, int, int]]) -> None:
     sparse, expected = SparseBytes(), bytearray(SIZE)
     for turn, (kind, offset, length) in enumerate(steps, 1):
         length = min(length, SIZE - offset)

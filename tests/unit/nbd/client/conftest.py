@@ -1,4 +1,4 @@
-"""Time here is only counted: it passes at once whenever everybody waits for it."""
+"""Runs tests on a mock clock: it jumps ahead whenever all tasks wait."""
 
 import inspect
 from collections.abc import Awaitable, Callable

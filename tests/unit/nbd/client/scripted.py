@@ -1,7 +1,7 @@
-"""A small server that does what a test says, right or wrong; written from the protocol.
+"""A small server that answers rightly or as a test says; written from the protocol.
 
-It keeps what was written in a cache until a flush, so that `crash` loses it. A test changes
-`answer` to misbehave; what it does not handle is answered properly.
+It keeps writes in a cache until a flush, so that `crash` loses them. A test sets `answer` to
+misbehave; requests that `answer` does not handle are answered properly.
 """
 
 import socket
@@ -111,12 +111,12 @@ def data_chunk(mode: str, request: Request, at: int, data: bytes, *, flags: int 
 
 Answer = Callable[[Peer, Request], Awaitable[bool | None]]
 Tamper = Callable[[bytes], tuple[bytes, bool]]
-"""Given what goes out to a client, returns what does instead, and whether it goes on."""
+"""Given bytes to send to a client, returns the bytes to send instead, and whether to go on."""
 
 
 @dataclass
 class Scripted:
-    """The server; `answer` returns True for what it has dealt with."""
+    """The server; `answer` and `on_option` return True for requests that they have answered."""
 
     path: Path
     size: int = MIB
@@ -147,18 +147,18 @@ class Scripted:
         return [request for request in self.requests if request.kind == kind]
 
     def hang_up(self) -> None:
-        """End all connections, as a network that breaks."""
+        """End all connections, as a broken network does."""
         for peer in self.peers:
             peer.hang_up()
         self.peers.clear()
 
     def crash(self) -> None:
-        """Lose what was not flushed, and all connections."""
+        """Lose unflushed writes and all connections."""
         self.cache[:] = self.durable
         self.hang_up()
 
     async def serve(self, task_status: trio.TaskStatus[None]) -> None:
-        # Not trio's `bind`, which uses a thread: a mock clock would run away meanwhile.
+        # Not trio's `bind`, which uses a thread: the mock clock would jump ahead meanwhile.
         plain = socket.socket(socket.AF_UNIX)
         plain.bind(str(self.path))
         plain.listen()
@@ -182,7 +182,7 @@ class Scripted:
         try:
             await peer.send(self.greeting)
             await peer.receive(4)
-            if await self._haggle(peer):
+            if await self._negotiate(peer):
                 await self._transmit(peer)
         except (EOFError, OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             pass
@@ -191,7 +191,7 @@ class Scripted:
             if peer in self.peers:
                 self.peers.remove(peer)
 
-    async def _haggle(self, peer: Peer) -> bool:
+    async def _negotiate(self, peer: Peer) -> bool:
         while True:
             _, number, length = struct.unpack(">QII", await peer.receive(16))
             data = await peer.receive(length)

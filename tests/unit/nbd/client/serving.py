@@ -20,7 +20,7 @@ PLAIN = TlsTerms()
 
 
 class KeptDevice(MemoryDevice):
-    """Outlives the connections that close it."""
+    """A device in memory that stays open when a connection closes it."""
 
     async def close(self) -> None:
         pass
@@ -50,7 +50,7 @@ async def served(
     limits: Limits | None = None,
     **others: BlockDevice,
 ) -> AsyncIterator[str]:
-    """Serve a device as the default export, and others by name; give the URI without a name."""
+    """Serve a device as the default export, and others by name; yield the URI without a name."""
     path = directory / "nbd.sock"
     server = Server(Exports({"": device, **others}), limits, describe=lambda name: f"about {name}")
     async with trio.open_nursery() as nursery:
@@ -72,7 +72,7 @@ async def opened(
     patience_s: float = 10,
     **settings: Any,
 ) -> AsyncIterator[tuple[Scripted, NbdDevice]]:
-    """Run a scripted server and open it."""
+    """Run a scripted server and open its default export; yield both."""
     options = options or ClientOptions(reconnect_s=0)
     server = Scripted(folder / name, **settings)
     with trio.fail_after(patience_s):

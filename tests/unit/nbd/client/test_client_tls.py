@@ -1,4 +1,4 @@
-"""Who a server is, as the client checks it; and that nothing is ever said in plain text instead."""
+"""The client's checks of a server with TLS, and that it never falls back to plain text."""
 
 import socket
 import ssl
@@ -87,10 +87,10 @@ async def over_tcp(context: ssl.SSLContext) -> AsyncIterator[str]:
         nursery.cancel_scope.cancel()
 
 
-# Who is it?
+# Checks of the server
 
 
-async def test_the_host_of_the_uri_must_be_the_one_of_the_certificate(pki: Pki) -> None:
+async def test_the_certificate_must_name_the_host_of_the_uri(pki: Pki) -> None:
     async with over_tcp(pki.server("127.0.0.1")) as uri:
         await works(f"{uri}{pki.folder}")
         await refused(f"{uri}{pki.folder}&tls-hostname={HOST}", "certificate is refused: Hostname")
@@ -100,7 +100,7 @@ async def test_the_host_of_the_uri_must_be_the_one_of_the_certificate(pki: Pki) 
         await works(f"{uri}{pki.folder}&tls-verify-peer=0")
 
 
-async def test_unix_sockets_have_a_name_to_check_too(tmp_path: Path, pki: Pki) -> None:
+async def test_unix_sockets_need_a_host_name_to_check(tmp_path: Path, pki: Pki) -> None:
     terms = required(pki.server(HOST))
     async with served(tmp_path, KeptDevice(MIB), tls=terms) as uri:
         uri += f"&tls-certificates={pki.folder}"
@@ -110,7 +110,9 @@ async def test_unix_sockets_have_a_name_to_check_too(tmp_path: Path, pki: Pki) -
         await works(f"{uri}&tls-verify-peer=0")
 
 
-async def test_certificates_of_others_and_old_ones(tmp_path: Path, pki: Pki) -> None:
+async def test_unknown_authorities_and_expired_certificates_are_refused(
+    tmp_path: Path, pki: Pki
+) -> None:
     for number, (authority, until, about) in enumerate(
         [
             (trustme.CA(), None, "unable to get local issuer certificate"),
@@ -128,11 +130,11 @@ async def test_certificates_of_others_and_old_ones(tmp_path: Path, pki: Pki) -> 
             await refused(uri, "unable to get local issuer|expired")
 
 
-async def test_a_server_that_wants_to_know_who_we_are(tmp_path: Path, pki: Pki) -> None:
+async def test_a_server_that_demands_a_client_certificate(tmp_path: Path, pki: Pki) -> None:
     terms = required(pki.server(HOST, mutual=True))
     async with served(tmp_path, KeptDevice(MIB), tls=terms) as uri:
         uri += f"&tls-certificates={pki.folder}&tls-hostname={HOST}"
-        # With TLS 1.3 it tells after the handshake, to the first question.
+        # With TLS 1.3 the server refuses after the handshake, at the first option.
         await refused(uri, "the server wants a client certificate", UnreachableError)
         pki.introduce_client()
         await works(uri)
@@ -140,7 +142,7 @@ async def test_a_server_that_wants_to_know_who_we_are(tmp_path: Path, pki: Pki) 
         await refused(uri, "key cannot be read")
 
 
-async def test_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+async def test_missing_files_are_named(tmp_path: Path) -> None:
     where = "nbds://127.0.0.1:1/?tls-certificates="
     await refused(f"{where}{tmp_path}/none", "no such directory")
     await refused(f"{where}{tmp_path}", "ca-cert.pem")
@@ -156,8 +158,8 @@ async def test_a_server_that_demands_tls_says_so(tmp_path: Path, pki: Pki) -> No
 
 
 @pytest.mark.parametrize("greeting", [b"NBDMAGICIHAVEOPT\x00\x03", b"NBDMAGICIHAVEOPT\x00\x02"])
-async def test_somebody_in_between_who_takes_tls_away(tmp_path: Path, greeting: bytes) -> None:
-    """27: by saying that the server has none, or is too old for it."""
+async def test_an_attacker_cannot_take_tls_away(tmp_path: Path, greeting: bytes) -> None:
+    """27: by an answer that the server has no TLS, or is too old for it."""
     async with scripted(Scripted(tmp_path / "s", greeting=greeting)) as server:
         uri = server.uri.replace("nbd+", "nbds+") + f"&tls-hostname={HOST}"
         await refused(uri, "is not spoken to without")
@@ -165,10 +167,8 @@ async def test_somebody_in_between_who_takes_tls_away(tmp_path: Path, greeting: 
 
 
 @pytest.mark.parametrize("what", [b"\0", b"\x16\x03\x01", bytes(20)])
-async def test_plain_text_behind_the_agreement_is_no_part_of_it(
-    tmp_path: Path, what: bytes
-) -> None:
-    """26: what somebody put there before encryption began (CVE-2021-3716)."""
+async def test_plain_text_behind_starttls_is_refused(tmp_path: Path, what: bytes) -> None:
+    """26: an attacker could have put it there before encryption began (CVE-2021-3716)."""
 
     async def inject(peer: Peer, number: int, data: bytes) -> bool:
         peer.tamper = lambda sent: (sent + what, True)
@@ -181,7 +181,7 @@ async def test_plain_text_behind_the_agreement_is_no_part_of_it(
         await refused(uri, "plain text behind STARTTLS", ProtocolError)
 
 
-async def test_plain_text_instead_of_tls(tmp_path: Path) -> None:
+async def test_plain_text_instead_of_tls_is_refused(tmp_path: Path) -> None:
     async def plain(peer: Peer, number: int, data: bytes) -> bool:
         await option_reply(peer, number, ACK)
         assert (await peer.receive(1)) == b"\x16"  # a client hello
@@ -194,7 +194,7 @@ async def test_plain_text_instead_of_tls(tmp_path: Path) -> None:
         await refused(uri, "the peer does not speak TLS")
 
 
-async def test_a_handshake_that_stops(tmp_path: Path) -> None:
+async def test_a_handshake_that_stalls_times_out(tmp_path: Path) -> None:
     async def silent(peer: Peer, number: int, data: bytes) -> bool:
         await option_reply(peer, number, ACK)
         await trio.sleep_forever()
@@ -204,11 +204,11 @@ async def test_a_handshake_that_stops(tmp_path: Path) -> None:
         uri = server.uri.replace("nbd+", "nbds+") + f"&tls-hostname={HOST}"
         started = trio.current_time()
         await refused(uri, "no answer in time", UnreachableError)
-        assert trio.current_time() - started == pytest.approx(10)  # twice
+        assert trio.current_time() - started == pytest.approx(10)  # two attempts
 
 
-async def test_a_connection_cut_inside_tls_is_no_goodbye(tmp_path: Path, pki: Pki) -> None:
-    """Somebody in between could end it early: what was asked is not answered then."""
+async def test_a_connection_cut_inside_tls_is_an_error(tmp_path: Path, pki: Pki) -> None:
+    """An attacker could cut it, so its end answers no request."""
     terms = required(pki.server(HOST))
     async with served(tmp_path, KeptDevice(MIB), tls=terms) as uri:
         uri += f"&tls-certificates={pki.folder}&tls-hostname={HOST}"

@@ -1,4 +1,4 @@
-"""The device against a scripted server: what is asked for, what servers lack, cancellation."""
+"""The device against a scripted server: opening, closing, missing abilities, descriptions."""
 
 import errno
 import struct
@@ -69,8 +69,8 @@ async def test_every_kind_of_server(tmp_path: Path, mode: str, knows_go: bool) -
     assert server.requests[-1].kind == DISC
 
 
-async def test_a_server_of_the_first_newstyle(tmp_path: Path) -> None:
-    """It knows EXPORT_NAME only, and answers with zeroes behind it."""
+async def test_a_server_with_export_name_only(tmp_path: Path) -> None:
+    """It is of the first newstyle protocol, and sends the zeroes behind its answer."""
 
     async def option(peer: Peer, number: int, data: bytes) -> bool:
         assert number == 1
@@ -79,13 +79,13 @@ async def test_a_server_of_the_first_newstyle(tmp_path: Path) -> None:
 
     server = Scripted(tmp_path / "s", greeting=b"NBDMAGICIHAVEOPT\x00\x00", on_option=None)
 
-    async def haggle(peer: Peer) -> bool:
+    async def negotiate(peer: Peer) -> bool:
         _, number, length = struct.unpack(">QII", await peer.receive(16))
         await peer.receive(length)
         await option(peer, number, b"")
         return True
 
-    server._haggle = haggle  # type: ignore[method-assign]
+    server._negotiate = negotiate  # type: ignore[method-assign]
     async with scripted(server):
         async with open_nbd(server.uri, ClientOptions(reconnect_s=0)) as device:
             await device.write(0, b"x" * 10)
@@ -95,7 +95,7 @@ async def test_a_server_of_the_first_newstyle(tmp_path: Path) -> None:
         assert (report.about.size_bytes, report.mode.value) == (MIB, "simple")
 
 
-async def test_leaving_says_goodbye_and_is_bounded(tmp_path: Path) -> None:
+async def test_closing_takes_bounded_time_and_fails_requests_in_flight(tmp_path: Path) -> None:
     async def silent(peer: Peer, request: Request) -> bool:
         await trio.sleep_forever()
         return True
@@ -115,7 +115,7 @@ async def test_leaving_says_goodbye_and_is_bounded(tmp_path: Path) -> None:
             await device.flush()
 
 
-async def test_closing_waits_for_what_is_in_flight(tmp_path: Path) -> None:
+async def test_closing_waits_for_requests_in_flight(tmp_path: Path) -> None:
     async def slow(peer: Peer, request: Request) -> None:
         await trio.sleep(0.05)
 
@@ -130,7 +130,7 @@ async def test_closing_waits_for_what_is_in_flight(tmp_path: Path) -> None:
                 await trio.sleep(0.001)
 
 
-async def test_errors_of_the_body_come_out_as_they_are(tmp_path: Path) -> None:
+async def test_errors_of_the_body_are_raised_unchanged(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         async with opened_plain(tmp_path):
             raise KeyError("mine")
@@ -150,7 +150,7 @@ async def opened_plain(folder: Path) -> AsyncIterator[NbdDevice]:
         raise failure
 
 
-async def test_a_cancelled_owner_says_goodbye_too(tmp_path: Path) -> None:
+async def test_a_cancelled_owner_sends_disc_too(tmp_path: Path) -> None:
     async with scripted(Scripted(tmp_path / "s")) as server:
         with trio.CancelScope() as scope:
             async with open_nbd(server.uri):
@@ -159,7 +159,7 @@ async def test_a_cancelled_owner_says_goodbye_too(tmp_path: Path) -> None:
         assert server.requests[-1].kind == DISC
 
 
-async def test_nobody_there(tmp_path: Path) -> None:
+async def test_a_missing_server_is_unreachable(tmp_path: Path) -> None:
     with pytest.raises(UnreachableError, match="No such file"):
         async with open_nbd(f"nbd+unix:///?socket={tmp_path}/none"):
             pass
@@ -172,8 +172,8 @@ async def test_nobody_there(tmp_path: Path) -> None:
                 pass
 
 
-async def test_tls_is_never_given_up(tmp_path: Path) -> None:
-    """27: a server without TLS is not spoken to in plain text."""
+async def test_a_client_never_falls_back_from_tls(tmp_path: Path) -> None:
+    """27: if the server has no TLS, the client does not go on in plain text."""
     async with scripted(Scripted(tmp_path / "s")) as server:
         uri = server.uri.replace("nbd+unix", "nbds+unix") + "&tls-verify-peer=0"
         with pytest.raises(TlsError, match="no TLS"):
@@ -188,7 +188,7 @@ async def test_tls_is_never_given_up(tmp_path: Path) -> None:
 # Abilities
 
 
-async def test_read_only_exports(tmp_path: Path) -> None:
+async def test_read_only_exports_open_for_reading_only(tmp_path: Path) -> None:
     flags = EVERYTHING | READ_ONLY
     async with scripted(Scripted(tmp_path / "s", flags=flags)) as server:
         with pytest.raises(ReadOnlyError):
@@ -217,7 +217,7 @@ async def test_writing_is_refused_where_nothing_can_be_made_durable(tmp_path: Pa
         assert not server.of(FLUSH)
 
 
-async def test_fua_by_flush(tmp_path: Path) -> None:
+async def test_fua_is_a_write_and_a_flush_where_servers_lack_it(tmp_path: Path) -> None:
     async with opened(tmp_path, flags=HAS_FLAGS | CAN_FLUSH | CAN_ZEROES) as (server, device):
         await device.write(0, b"x", fua=True)
         await device.write_zeroes(0, 1, fua=True)
@@ -226,8 +226,8 @@ async def test_fua_by_flush(tmp_path: Path) -> None:
         assert kinds == [(WRITE, 0), (FLUSH, 0), (ZEROES, 0), (FLUSH, 0), (WRITE, 0)]
 
 
-async def test_flush_by_fua(tmp_path: Path) -> None:
-    """A server with FUA only: each write is durable by itself."""
+async def test_all_writes_have_fua_where_servers_lack_flush(tmp_path: Path) -> None:
+    """With FUA, each write is durable by itself."""
     async with opened(tmp_path, flags=HAS_FLAGS | CAN_FUA | CAN_ZEROES) as (server, device):
         await device.write(0, b"x")
         await device.write_zeroes(1, 1)
@@ -249,13 +249,13 @@ async def test_servers_without_zeroes_trim_and_cache(tmp_path: Path) -> None:
         assert {request.kind for request in server.requests} == {WRITE}
 
 
-async def test_flags_of_zeroes(tmp_path: Path) -> None:
+async def test_write_zeroes_sends_its_flags(tmp_path: Path) -> None:
     async with opened(tmp_path, flags=EVERYTHING | CAN_FAST) as (server, device):
         await device.write_zeroes(0, 10, fua=True, no_hole=True, fast=True)
         assert server.requests[-1].flags == FUA | NO_HOLE | FAST_ZERO
 
 
-async def test_fast_zeroes_that_are_not_fast(tmp_path: Path) -> None:
+async def test_zeroes_that_are_not_fast_are_unsupported(tmp_path: Path) -> None:
     async def answer(peer: Peer, request: Request) -> bool:
         await peer.done(request, errno.ENOTSUP)
         return True
@@ -265,7 +265,7 @@ async def test_fast_zeroes_that_are_not_fast(tmp_path: Path) -> None:
             await device.write_zeroes(0, 10, fast=True)
 
 
-# Looking
+# Descriptions
 
 
 async def test_describe(tmp_path: Path) -> None:
@@ -281,8 +281,8 @@ async def test_describe(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["simple", "structured"])
-async def test_describe_of_servers_that_tell_only_inside(tmp_path: Path, mode: str) -> None:
-    """Of the first years, without INFO: they are entered, to look, and left again."""
+async def test_describe_enters_exports_of_servers_without_info(tmp_path: Path, mode: str) -> None:
+    """Old servers have no INFO: the client enters each export and leaves it again."""
     server = Scripted(tmp_path / "s", modes=(mode,), knows_go=False, flags=EVERYTHING | READ_ONLY)
     async with scripted(server):
         reports = await describe(server.uri)

@@ -1,4 +1,4 @@
-"""Negotiation without sockets: bytes of a server in, decisions out."""
+"""Negotiation without sockets: bytes of a server in, answers and decisions out."""
 
 import contextlib
 import struct
@@ -47,7 +47,7 @@ def greeted(flags: bytes = b"\x00\x03") -> ClientHandshake:
 
 
 @pytest.mark.parametrize("piece", [1, 7, 18, 100])
-def test_a_conversation_in_pieces(piece: int) -> None:
+def test_a_negotiation_is_parsed_in_pieces_of_any_size(piece: int) -> None:
     handshake = ClientHandshake()
     for start in range(0, 18, piece):
         assert not handshake.greeted()
@@ -67,7 +67,7 @@ def test_a_conversation_in_pieces(piece: int) -> None:
 
 
 @pytest.mark.parametrize(("flags", "zeroes"), [(b"\0\3", 0), (b"\0\1", 124)])
-def test_export_name(flags: bytes, zeroes: int) -> None:
+def test_the_answer_to_export_name_is_parsed(flags: bytes, zeroes: int) -> None:
     handshake = greeted(flags)
     handshake.ask(Option.EXPORT_NAME, b"disk")
     assert handshake.data_to_send() == option(1, b"disk")
@@ -91,7 +91,7 @@ def test_flags_of_newer_protocols_are_not_agreed_to() -> None:
         (b"NBDMAGIC" + b"whatever" + bytes(2), "greeting"),
     ],
 )
-def test_other_servers_are_named(greeting: bytes, about: str) -> None:
+def test_servers_of_other_protocols_are_named(greeting: bytes, about: str) -> None:
     handshake = ClientHandshake()
     handshake.receive(greeting)
     with pytest.raises(ProtocolError, match=about):
@@ -104,7 +104,7 @@ def test_other_servers_are_named(greeting: bytes, about: str) -> None:
         b"garbage!" * 3,
         reply(8, ACK),  # to another option
         reply(7, ACK, b"x"),
-        reply(7, 2**31 + 1, bytes(REPLY_BYTES_MAX + 1))[:40],  # before it has come
+        reply(7, 2**31 + 1, bytes(REPLY_BYTES_MAX + 1))[:40],  # before the data has arrived
         struct.pack(">QIII", 0x3E889045565A9, 7, 3, 0xFFFFFFFF),
         reply(7, 3) * (ANSWER_REPLIES_MAX + 1),
         reply(7, 3, bytes(60000)) * 300,
@@ -134,7 +134,7 @@ def test_any_bytes_give_an_answer_or_a_clear_error(data: bytes, honest: bool) ->
 
 
 class Talk:
-    """Answers options from a table; anything else is unknown."""
+    """Answers options from a table; other options are unknown."""
 
     fixed = True
 
@@ -171,7 +171,7 @@ async def entered(answers: dict[int, Answer | Callable[[bytes], Answer]]) -> Agr
     return await enter(Talk(answers), "disk", extended=True, contexts=["base:allocation"])
 
 
-async def test_the_newest_of_everything() -> None:
+async def test_a_new_server_gives_extended_headers_contexts_and_descriptions() -> None:
     contexts = Answer(((META, b"\0\0\0\7base:allocation"),), ACK)
     description = (INFO, b"\0\2a disk")
     talk = Talk({11: YES, 10: contexts, 7: go(GIB, 0x1FFF, (512, 4096, 1 << 20), description)})
@@ -190,7 +190,7 @@ async def test_the_newest_of_everything() -> None:
     ]
 
 
-async def test_falling_back_step_by_step() -> None:
+async def test_the_client_falls_back_step_by_step() -> None:
     agreement = await entered({8: YES, 7: go()})
     assert agreement.mode is Mode.STRUCTURED
     assert agreement.contexts == {}
@@ -224,12 +224,12 @@ async def test_extended_headers_are_not_asked_for_when_not_wanted() -> None:
         (2**31 + 99, RefusedError),
     ],
 )
-async def test_refusals(code: int, error: type[NbdError]) -> None:
+async def test_refusals_raise_the_error_of_their_code(code: int, error: type[NbdError]) -> None:
     with pytest.raises(error):
         await entered({7: Answer((), code, "because")})
 
 
-async def test_a_server_that_demands_tls_is_recognised_at_once() -> None:
+async def test_a_server_that_demands_tls_is_recognized_at_its_first_answer() -> None:
     for answers in ({11: Answer((), 2**31 + 5)}, {8: Answer((), 2**31 + 5)}):
         with pytest.raises(TlsError, match="nbds"):
             await entered(dict(answers))
@@ -262,7 +262,7 @@ async def test_after_extended_headers_export_name_is_never_used() -> None:
         go(GIB, 5, None, (INFO, b"\0\3short")),
     ],
 )
-async def test_what_cannot_be_is_refused(answer: Answer) -> None:
+async def test_impossible_export_information_is_refused(answer: Answer) -> None:
     with pytest.raises(ProtocolError):
         await entered({8: YES, 7: answer})
 
@@ -297,7 +297,7 @@ async def test_listing_and_inspecting() -> None:
     names = ((SERVER, b"\0\0\0\1a"), (SERVER, b"\0\0\0\0and a description"))
     talk = Talk({3: Answer(names, ACK)})
     assert await list_exports(talk) == ["a", ""]
-    contexts = ((META, b"\0\0\0\0x:y"), (META, b"\0\0\0\0x:z"))  # numbers mean nothing here
+    contexts = ((META, b"\0\0\0\0x:y"), (META, b"\0\0\0\0x:z"))  # numbers in a list have no meaning
     talk = Talk({6: go(), 9: Answer(contexts, ACK)})
     assert await contexts_of(talk) == ("x:y", "x:z")
     assert await contexts_of(Talk({6: go()})) == ()
@@ -333,4 +333,4 @@ def test_any_answers_give_an_agreement_or_a_clear_error(
         inspect(talk, "disk", contexts=True),
     ):
         with contextlib.suppress(NbdError, StopIteration):
-            work.send(None)  # it never waits
+            work.send(None)  # the coroutine never suspends

@@ -1,7 +1,7 @@
-"""A server whose every byte is left out or wrong, once each, in a whole conversation.
+"""Whole conversations with a server, each with another byte of the server missing or wrong.
 
-However it ends, nothing wrong was believed: each answer was right, or there was a clear error, in
-bounded time, and nothing is left of the connection.
+However a conversation ends, the client takes no wrong answer for right: each answer is right, or
+there is a clear error, in bounded time, and no task or descriptor of the connection is left.
 """
 
 import os
@@ -33,20 +33,20 @@ SIZE = 1 << 16
 CONTENT = b"<16 bytes of it>"
 OPTIONS = ClientOptions(reconnect_s=0, connect_s=5, request_s=5, close_s=1, connections=1)
 PATIENCE_S = 60
-"""Longer than all of the client's own times together."""
+"""Longer than all of the client's own timeouts together."""
 
 MODES = ["name", "simple", "structured", "extended"]
 
 
 @dataclass
 class Tampering:
-    """Counts what goes out, and changes it at one place."""
+    """Records the bytes to send, and changes them at one place."""
 
     at: int = 1 << 60
     mask: int = 0
-    """What the byte there is changed by; 0 leaves out all from there on."""
+    """XORed to the byte at `at`; 0 leaves out that byte and all after it."""
     silent: bool = False
-    """Instead of hanging up then."""
+    """Go on without sending after `at`, instead of hanging up."""
     sent: bytes = b""
 
     def __call__(self, data: bytes) -> tuple[bytes, bool]:
@@ -63,7 +63,9 @@ class Tampering:
 
 
 async def in_chunks(peer: Peer, request: Request) -> bool:
-    """Reads come in pieces with a hole, backwards; one place fails; status has many extents."""
+    """Answer reads in pieces with a hole, not in order, fail the last 16 bytes, and answer a status
+    with several extents.
+    """
     mode = peer.mode
     if request.kind == STATUS:
         kind, payload = status(mode, 5, [(4096, 3), (4096, 0), (SIZE, 2)])
@@ -87,7 +89,7 @@ async def in_chunks(peer: Peer, request: Request) -> bool:
 
 
 async def converse(uri: str) -> None:
-    """Fails with an assertion only where something wrong was believed."""
+    """Use an export in every way; assert that no wrong answer is taken for right."""
     async with open_nbd(uri, OPTIONS) as device:
         half = device.size_bytes < SIZE  # the server said so: it is known to lie
         assert await content(device, 4096, 36) == bytes(4) + CONTENT * 2
@@ -115,7 +117,7 @@ def prepared(path: Path, mode: str, tampering: Tampering) -> Scripted:
 
 
 async def one(path: Path, mode: str, tampering: Tampering) -> str:
-    """Return how it ended; nothing of it may be left."""
+    """Run a conversation and return its error, if any; assert that it leaves nothing open."""
     path.unlink(missing_ok=True)
     tasks = trio.lowlevel.current_statistics().tasks_living
     descriptors = os.listdir("/proc/self/fd")
@@ -137,7 +139,9 @@ async def one(path: Path, mode: str, tampering: Tampering) -> str:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("silent", [False, True])
-async def test_a_server_that_stops_at_any_byte(tmp_path: Path, mode: str, silent: bool) -> None:
+async def test_a_server_that_stops_at_any_byte_is_a_clear_error(
+    tmp_path: Path, mode: str, silent: bool
+) -> None:
     path = tmp_path / "s"
     whole = Tampering()
     assert await one(path, mode, whole) == ""
@@ -151,13 +155,18 @@ async def test_a_server_that_stops_at_any_byte(tmp_path: Path, mode: str, silent
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("mask", [0x01, 0xFF])
-async def test_a_server_with_any_byte_wrong(tmp_path: Path, mode: str, mask: int) -> None:
+async def test_no_wrong_byte_is_taken_for_a_right_answer(
+    tmp_path: Path, mode: str, mask: int
+) -> None:
     path = tmp_path / "s"
     whole = Tampering()
     await one(path, mode, whole)
     first = whole.sent.index(CONTENT)
     second = whole.sent.index(CONTENT, first + 1)
-    told = {*range(first - 4, first + 16), *range(second, second + 16)}  # nobody else knows it
+    told = {
+        *range(first - 4, first + 16),
+        *range(second, second + 16),
+    }  # data: only the server knows it
     failures = 0
     for at in sorted(set(range(len(whole.sent))) - told):
         failures += bool(await one(path, mode, Tampering(at, mask)))
@@ -165,7 +174,9 @@ async def test_a_server_with_any_byte_wrong(tmp_path: Path, mode: str, mask: int
 
 
 @pytest.mark.parametrize("mask", [0, 0x01, 0xFF])
-async def test_looking_at_a_server_with_any_byte_wrong(tmp_path: Path, mask: int) -> None:
+async def test_describing_a_server_with_any_byte_wrong_ends_in_bounded_time(
+    tmp_path: Path, mask: int
+) -> None:
     path = tmp_path / "s"
 
     async def look(tampering: Tampering) -> None:

@@ -1,4 +1,4 @@
-"""A server that stalls, lies and never ends while negotiating, before an export is entered."""
+"""A server that stalls, lies or never ends during negotiation."""
 
 import struct
 from pathlib import Path
@@ -23,8 +23,8 @@ async def enter(server: Scripted) -> None:
 
 
 @pytest.mark.parametrize("stage", ["accept", "greeting", 11, 8, 10, 7, 1, 3, 6, 9, 2])
-async def test_a_negotiation_that_stops(tmp_path: Path, stage: str | int) -> None:
-    """At each option, and before."""
+async def test_a_negotiation_that_stalls_times_out(tmp_path: Path, stage: str | int) -> None:
+    """It stalls at each option, and before the first."""
 
     async def silent(peer: Peer, number: int, data: bytes) -> bool:
         if number == stage:
@@ -43,7 +43,7 @@ async def test_a_negotiation_that_stops(tmp_path: Path, stage: str | int) -> Non
         server._accept = never  # type: ignore[method-assign]
     async with scripted(server):
         started = trio.current_time()
-        if stage == 2:  # a goodbye that nobody answers is no error
+        if stage == 2:  # an ABORT without an answer is no error
             await look(server)
             assert trio.current_time() - started < 5
             return
@@ -53,8 +53,10 @@ async def test_a_negotiation_that_stops(tmp_path: Path, stage: str | int) -> Non
 
 
 @pytest.mark.parametrize("number", [3, 7, 10])
-async def test_an_answer_to_an_option_that_never_ends(tmp_path: Path, number: int) -> None:
-    """18: of many replies too many, or too many bytes; or one byte at a time."""
+async def test_an_answer_without_end_is_refused_in_bounded_time(
+    tmp_path: Path, number: int
+) -> None:
+    """18: too many replies, too many bytes, or one byte at a time."""
     kind = {3: SERVER, 7: INFO, 10: 4}[number]
     small = {3: b"\0\0\0\1a", 7: b"\0\x63", 10: b"\0\0\0\1a:b"}[number]
 
@@ -79,7 +81,7 @@ async def test_an_answer_to_an_option_that_never_ends(tmp_path: Path, number: in
             await until_closed(server)
 
 
-async def test_a_server_that_talks_before_it_is_asked(tmp_path: Path) -> None:
+async def test_a_server_that_replies_before_any_request_is_refused(tmp_path: Path) -> None:
     async def early(peer: Peer, number: int, data: bytes) -> bool:
         if number != 7:
             return False
@@ -130,7 +132,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-async def test_lies_about_an_export(tmp_path: Path, lie: str) -> None:
+async def test_lies_about_an_export_are_refused(tmp_path: Path, lie: str) -> None:
     async def answer(peer: Peer, option: int, data: bytes) -> bool:
         if option == 7:
             ack = struct.pack(">QIII", 0x3E889045565A9, 7, 1, 0)
@@ -141,4 +143,4 @@ async def test_lies_about_an_export(tmp_path: Path, lie: str) -> None:
         with pytest.raises(ProtocolError):
             await enter(server)
         await until_closed(server)
-        assert 2 not in server.options, "nothing more is said to a liar"
+        assert 2 not in server.options, "no ABORT is sent to a server that lies"

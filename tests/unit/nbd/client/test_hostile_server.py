@@ -1,6 +1,7 @@
-"""A server that lies, repeats, stalls and never ends, as those who use the device see it.
+"""A server that lies, repeats, stalls or never ends, as users of the device see it.
 
-Always: a clear error in bounded time, a closed connection, nothing wrong for anybody else.
+Each case gives a clear error in bounded time and a closed connection, and no wrong answer to
+another request.
 """
 
 import struct
@@ -48,7 +49,7 @@ async def until_closed(server: Scripted) -> None:
 
 @pytest.mark.parametrize("mode", ["structured", "extended"])
 async def test_a_wrong_reply_ends_the_connection_for_all(tmp_path: Path, mode: str) -> None:
-    """Whoever waits for something else there gets an error too, and nothing that comes later."""
+    """Other requests on the connection fail too, and later bytes answer none of them."""
     cases = wrong_everywhere(Wire(Mode(mode), a_read()))
     for number, wrong in enumerate(cases):
 
@@ -79,8 +80,10 @@ async def test_a_wrong_reply_ends_the_connection_for_all(tmp_path: Path, mode: s
 
 
 @pytest.mark.parametrize("mode", ["simple", "structured", "extended"])
-async def test_every_answer_comes_twice(tmp_path: Path, mode: str) -> None:
-    """The first is right, the second answers nothing. Going on elsewhere stays right too."""
+async def test_repeated_answers_end_connections_and_corrupt_no_read(
+    tmp_path: Path, mode: str
+) -> None:
+    """The first answer is right, the second answers no request; new connections stay right too."""
 
     async def twice(peer: Peer, request: Request) -> bool:
         await server.answer_properly(peer, request)
@@ -104,8 +107,8 @@ async def test_every_answer_comes_twice(tmp_path: Path, mode: str) -> None:
         assert device.reconnects >= 15
 
 
-async def test_answers_go_to_who_asked_over_that_connection(tmp_path: Path) -> None:
-    """A cookie that another connection waits for is unknown here."""
+async def test_an_answer_counts_only_on_the_connection_of_its_request(tmp_path: Path) -> None:
+    """The cookie of a request on another connection is unknown on this one."""
     held: list[tuple[Peer, Request]] = []
 
     async def cross(peer: Peer, request: Request) -> bool:
@@ -139,7 +142,7 @@ async def test_answers_go_to_who_asked_over_that_connection(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("mode", ["structured", "extended"])
 async def test_extents_are_right_or_refused(tmp_path: Path, mode: str) -> None:
-    """47: empty, endless, too many, of unknown state: never more than was asked about."""
+    """47: empty, endless, too many, or of unknown state: never more than the request."""
     length = 1 << 16
     top = 2**64 - 1 if mode == "extended" else 2**32 - 1
     good = [
@@ -187,7 +190,7 @@ async def use(device: NbdDevice) -> None:
 
 @pytest.mark.parametrize("kind", [READ, STATUS, WRITE, FLUSH])
 @pytest.mark.parametrize("mode", ["simple", "structured", "extended"])
-async def test_no_answer(tmp_path: Path, mode: str, kind: int) -> None:
+async def test_a_missing_answer_times_out(tmp_path: Path, mode: str, kind: int) -> None:
     async def forget(peer: Peer, request: Request) -> bool:
         return request.kind == kind
 
@@ -203,8 +206,8 @@ async def test_no_answer(tmp_path: Path, mode: str, kind: int) -> None:
 
 
 @pytest.mark.parametrize("mode", ["simple", "structured", "extended"])
-async def test_an_answer_that_never_ends(tmp_path: Path, mode: str) -> None:
-    """A byte a second is no answer, and many small pieces without the last are none either."""
+async def test_an_answer_without_end_times_out(tmp_path: Path, mode: str) -> None:
+    """A byte a second does not count as an answer, nor do many chunks without the last."""
 
     async def trickle(peer: Peer, request: Request) -> bool:
         if request.kind != READ:
@@ -237,8 +240,8 @@ async def test_an_answer_that_never_ends(tmp_path: Path, mode: str) -> None:
             await until_closed(server)
 
 
-async def test_a_server_that_reads_nothing(tmp_path: Path) -> None:
-    """What does not fit the socket waits no longer than an answer."""
+async def test_a_server_that_reads_nothing_times_out(tmp_path: Path) -> None:
+    """A request that does not fit the socket waits no longer than one without an answer."""
 
     async def deaf(peer: Peer, request: Request) -> bool:
         if request.kind == FLUSH:
@@ -259,7 +262,7 @@ async def test_a_server_that_reads_nothing(tmp_path: Path) -> None:
         assert device.connections == 0
 
 
-async def test_a_server_that_ignores_the_goodbye(tmp_path: Path) -> None:
+async def test_closing_does_not_wait_long_for_a_server_that_ignores_disc(tmp_path: Path) -> None:
     server = Scripted(tmp_path / "s")
 
     async def never(peer: Peer) -> None:
@@ -277,10 +280,10 @@ async def test_a_server_that_ignores_the_goodbye(tmp_path: Path) -> None:
         await until_closed(server)
 
 
-# Data where none belongs
+# Unexpected replies
 
 
-async def test_a_server_that_talks_while_nothing_is_asked(tmp_path: Path) -> None:
+async def test_a_reply_without_a_request_ends_the_connection(tmp_path: Path) -> None:
     async with opened(tmp_path, IMPATIENT) as (server, device):
         await device.write(0, b"x")
         await server.peers[0].send(struct.pack(">IIQ", 0x67446698, 0, 2))
@@ -294,8 +297,8 @@ async def test_a_server_that_talks_while_nothing_is_asked(tmp_path: Path) -> Non
 # With reconnecting
 
 
-async def test_one_that_always_lies_is_given_up_for_each_request(tmp_path: Path) -> None:
-    """A lie is not asked for again: it would only be told again."""
+async def test_a_request_with_a_wrong_reply_is_not_sent_again(tmp_path: Path) -> None:
+    """The server would only give the wrong reply again."""
 
     async def lie(peer: Peer, request: Request) -> bool:
         if request.kind != READ:

@@ -1,6 +1,6 @@
-"""What happens when the server goes away. R4: no lost cache is ever hidden.
+"""Reconnecting after the server goes away. R4: no lost cache is ever hidden.
 
-Time passes at once whenever everybody waits for it.
+The mock clock jumps ahead whenever all tasks wait.
 """
 
 import errno
@@ -51,7 +51,7 @@ class Gate:
             await trio.sleep(0.001)
 
 
-# What is tried again
+# Requests that are sent again
 
 
 @pytest.mark.parametrize("kind", [READ, WRITE, FLUSH])
@@ -92,7 +92,9 @@ async def test_new_requests_wait_for_the_server(autojump_clock: MockClock, tmp_p
         assert await content(device, 0, 3) == b"new"
 
 
-async def test_what_was_flushed_is_not_lost(autojump_clock: MockClock, tmp_path: Path) -> None:
+async def test_flushed_and_fua_writes_are_not_lost(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
     async with opened(tmp_path, OPTIONS, patience_s=1000) as (server, device):
         await device.write(0, b"one")
         await device.flush()
@@ -102,10 +104,10 @@ async def test_what_was_flushed_is_not_lost(autojump_clock: MockClock, tmp_path:
         assert await content(device, 0, 13) == b"one" + bytes(7) + b"two"
 
 
-# What is lost
+# Losses
 
 
-async def test_a_lost_cache_is_told_until_it_is_acknowledged(
+async def test_a_lost_cache_is_reported_until_it_is_acknowledged(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with opened(tmp_path, OPTIONS, patience_s=1000) as (server, device):
@@ -121,7 +123,7 @@ async def test_a_lost_cache_is_told_until_it_is_acknowledged(
             with pytest.raises(CacheLostError):
                 await device.read(2, 1)  # it would show "kept", though "lost" was answered
             with pytest.raises(CacheLostError):
-                await device.extents(0, 8)  # a hole would be one of what is there now
+                await device.extents(0, 8)  # a hole would be of the older content
         assert await content(device, 4, 1) == b"\0"
         assert len(await device.extents(4, 8)) == 1
         await device.write(200, b"more")  # usual writes go on
@@ -136,10 +138,9 @@ async def test_a_lost_cache_is_told_until_it_is_acknowledged(
         assert await content(device, 0, 4) == b"lost"
 
 
-async def test_requests_in_flight_when_something_was_lost(
+async def test_writes_and_flushes_in_flight_at_a_loss_fail_and_reads_go_on(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    """Writes and flushes fail, reads go on."""
     gate = Gate(READ, WRITE, FLUSH)
     gate.open = True
     async with opened(tmp_path, OPTIONS, patience_s=1000, answer=gate) as (server, device):
@@ -173,7 +174,7 @@ async def test_requests_in_flight_when_something_was_lost(
 async def test_a_loss_while_flushing_on_another_connection_counts(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    """One connection of four ends: what the server knows is in doubt, so all are ended."""
+    """One connection of four ends: the server's cache is in doubt, so all are ended."""
     gate = Gate(FLUSH)
     async with opened(
         tmp_path, OPTIONS, patience_s=1000, answer=gate, flags=EVERYTHING | CAN_MULTI
@@ -264,7 +265,9 @@ async def test_a_server_that_is_shutting_down_is_waited_for(
 # Giving up
 
 
-async def test_a_server_that_stays_away(autojump_clock: MockClock, tmp_path: Path) -> None:
+async def test_a_server_that_stays_away_fails_the_device(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
     async with opened(tmp_path, ClientOptions(reconnect_s=30), patience_s=1000) as (server, device):
         server.away = True
         server.hang_up()
@@ -275,7 +278,7 @@ async def test_a_server_that_stays_away(autojump_clock: MockClock, tmp_path: Pat
             assert 29 < trio.current_time() - started < 31
 
 
-async def test_without_reconnecting_the_first_loss_is_the_end(
+async def test_without_reconnecting_the_first_loss_fails_the_device(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     async with opened(tmp_path) as (server, device):
@@ -313,7 +316,7 @@ async def test_a_request_that_kills_the_server_is_not_sent_forever(
         ({"contexts": {}}, "contexts"),
     ],
 )
-async def test_an_export_that_came_back_as_less(
+async def test_an_export_that_came_back_with_less_fails_the_device(
     autojump_clock: MockClock, tmp_path: Path, change: dict[str, object], about: str
 ) -> None:
     async with opened(tmp_path, OPTIONS, patience_s=1000) as (server, device):
@@ -326,7 +329,9 @@ async def test_an_export_that_came_back_as_less(
                 await device.read(0, 10)
 
 
-async def test_an_export_that_grew(autojump_clock: MockClock, tmp_path: Path) -> None:
+async def test_an_export_that_grew_can_be_used_whole(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
     async with opened(tmp_path, OPTIONS, patience_s=1000) as (server, device):
         server.size = 2 * MIB
         server.cache = server.durable = bytearray(2 * MIB)

@@ -1,4 +1,4 @@
-"""How long connecting, waiting for answers and connecting again take, by the clock."""
+"""Times of connecting, of waiting for answers and of reconnecting, on a mock clock."""
 
 from pathlib import Path
 from random import Random
@@ -16,8 +16,10 @@ from tests.unit.nbd.client.serving import opened
 OPTIONS = ClientOptions()
 
 
-async def test_a_request_that_is_not_answered(autojump_clock: MockClock, tmp_path: Path) -> None:
-    """Others are, so the connection looks alive."""
+async def test_a_request_without_an_answer_times_out_and_is_sent_again(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Other requests are answered, so the connection looks alive."""
 
     async def forget(peer: Peer, request: Request) -> bool:
         return request.offset == 4096 and device.reconnects < 1
@@ -40,7 +42,9 @@ async def test_a_request_that_is_not_answered(autojump_clock: MockClock, tmp_pat
         assert device.reconnects == 1
 
 
-async def test_pauses_grow_and_vary(autojump_clock: MockClock, tmp_path: Path) -> None:
+async def test_pauses_between_attempts_grow_and_vary(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
     tries: list[float] = []
 
     async with opened(tmp_path, ClientOptions(reconnect_s=60), patience_s=1000) as (server, device):

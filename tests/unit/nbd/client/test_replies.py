@@ -1,5 +1,5 @@
-"""Replies that are right: golden bytes, and any split of the stream. Numbers in docstrings are
-those of docs/nbd.md."""
+"""Right replies: golden bytes, and any split of the stream. Numbers in docstrings are those of
+docs/nbd.md."""
 
 import contextlib
 import struct
@@ -73,7 +73,7 @@ def test_chunks_in_any_order_with_holes(mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("mode", CHUNKED)
-def test_the_last_content_may_be_the_end(mode: Mode) -> None:
+def test_the_last_chunk_may_have_content(mode: Mode) -> None:
     wire = Wire(mode, a_read(), a_read())
     assert len(wire.feed(wire.data(OFFSET, bytes(LENGTH), flags=1))) == 1
     wire = Wire(mode, a_read())
@@ -81,7 +81,7 @@ def test_the_last_content_may_be_the_end(mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_errors(mode: Mode) -> None:
+def test_error_replies_give_number_and_text(mode: Mode) -> None:
     wire = Wire(mode, a_read(), Operation(FLUSH))
     if mode is Mode.SIMPLE:
         stream = simple(1, EIO) + simple(2, 28)
@@ -101,7 +101,7 @@ def test_errors(mode: Mode) -> None:
 
 
 @pytest.mark.parametrize("mode", CHUNKED)
-def test_errors_to_come_are_errors(mode: Mode) -> None:
+def test_unknown_error_types_are_errors(mode: Mode) -> None:
     wire = Wire(mode, a_read())
     payload = struct.pack(">IH", 75, 4) + b"text" + b"and more fields"
     (done,) = wire.feed(wire.chunk(2**15 + 77, payload))
@@ -146,7 +146,7 @@ def test_a_long_status_between_other_replies(mode: Mode) -> None:
         assert bytes(done[1].data or b"") == pattern(LENGTH)
 
 
-def test_large_data_goes_straight_to_its_place() -> None:
+def test_large_data_is_received_straight_into_its_buffer() -> None:
     wire = Wire(Mode.SIMPLE, Operation(READ, 0, 1 << 20))
     data = pattern(1 << 20)
     stream = simple(1, 0, data)
@@ -159,7 +159,7 @@ def test_large_data_goes_straight_to_its_place() -> None:
     assert done.data == data
 
 
-def test_data_can_be_put_where_the_caller_wants() -> None:
+def test_data_goes_to_the_buffer_of_the_caller() -> None:
     place = memoryview(bytearray(10))
     operation = Operation(READ, 0, 10, into=place)
     Wire(Mode.SIMPLE, operation).feed(simple(1, 0, b"0123456789"))

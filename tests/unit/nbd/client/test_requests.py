@@ -82,8 +82,8 @@ async def test_long_requests_without_payload(tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize("error", [errno.EINVAL, errno.EOVERFLOW])
-async def test_servers_that_find_a_trim_too_long(tmp_path: Path, error: int) -> None:
-    """51: as some that hold it in memory."""
+async def test_a_trim_that_is_too_long_for_the_server_is_cut(tmp_path: Path, error: int) -> None:
+    """51: some hold the range in memory."""
 
     async def answer(peer: Peer, request: Request) -> bool:
         if request.kind == TRIM and request.length > 32 * MIB:
@@ -95,17 +95,17 @@ async def test_servers_that_find_a_trim_too_long(tmp_path: Path, error: int) -> 
         await device.trim(0, GIB)
         assert len(server.of(TRIM)) == 33
         await device.trim(0, GIB)
-        assert len(server.of(TRIM)) == 65  # it learned
+        assert len(server.of(TRIM)) == 65  # the device remembers the limit
 
 
-async def test_what_is_to_be_cached_is_asked_for_as_reads_are(tmp_path: Path) -> None:
-    """Servers refuse more: it goes through buffers of theirs."""
+async def test_cache_requests_are_no_longer_than_reads(tmp_path: Path) -> None:
+    """Servers refuse longer ones: the data goes through buffers of theirs."""
     async with opened(tmp_path, size=100 * MIB) as (server, device):
         await device.cache(0, 100 * MIB)
         assert [request.length for request in server.of(CACHE)] == [32 * MIB] * 3 + [4 * MIB]
 
 
-async def test_nothing_is_sent_for_nothing(tmp_path: Path) -> None:
+async def test_empty_requests_are_not_sent(tmp_path: Path) -> None:
     async with opened(tmp_path) as (server, device):
         assert await content(device, 0, 0) == b""
         await device.write(MIB, b"", fua=True)
@@ -116,7 +116,7 @@ async def test_nothing_is_sent_for_nothing(tmp_path: Path) -> None:
         assert not server.requests
 
 
-async def test_requests_go_out_together(tmp_path: Path) -> None:
+async def test_concurrent_requests_go_out_in_one_call(tmp_path: Path) -> None:
     sends = []
     async with opened(tmp_path) as (_, device):
         await trio.testing.wait_all_tasks_blocked()
@@ -136,7 +136,7 @@ async def test_requests_go_out_together(tmp_path: Path) -> None:
             for number in range(50):
                 nursery.start_soon(device.write, number * 512, b"x" * 512)
     assert sends[0] == 100
-    assert len(sends) == 2  # and the goodbye
+    assert len(sends) == 2  # and DISC
 
 
 # Answers
@@ -179,7 +179,7 @@ async def test_errors_keep_their_meaning(
         assert len(server.peers) == 1
 
 
-async def test_one_failed_piece_fails_the_whole(tmp_path: Path) -> None:
+async def test_one_failed_piece_fails_the_whole_request(tmp_path: Path) -> None:
     """CVE-2022-0485: errors of reads in flight count."""
 
     async def answer(peer: Peer, request: Request) -> bool:
@@ -241,7 +241,7 @@ async def test_several_connections_where_the_server_shares_its_cache(tmp_path: P
         assert device.connections == 1
 
 
-async def test_further_connections_are_no_must(tmp_path: Path) -> None:
+async def test_a_server_may_refuse_further_connections(tmp_path: Path) -> None:
     async def only_one(peer: Peer, number: int, data: bytes) -> bool:
         if len(server.peers) == 1:
             return False
@@ -255,7 +255,7 @@ async def test_further_connections_are_no_must(tmp_path: Path) -> None:
         await device.write(0, b"x")
 
 
-async def test_a_connection_that_would_tell_less_is_not_used(tmp_path: Path) -> None:
+async def test_a_connection_with_fewer_contexts_is_not_used(tmp_path: Path) -> None:
     async def without_contexts(peer: Peer, number: int, data: bytes) -> bool:
         if number != 10 or len(server.peers) == 1:
             return False
@@ -328,7 +328,7 @@ async def test_a_cancelled_write_never_lands_on_a_newer_one(tmp_path: Path, newe
             done.set()
 
         nursery.start_soon(then)
-        await device.write(300, b"beside")  # nothing holds this up
+        await device.write(300, b"beside")  # no overlap, so it does not wait
         await trio.testing.wait_all_tasks_blocked(0.02)
         assert not done.is_set()
         gate.set()
@@ -338,7 +338,7 @@ async def test_a_cancelled_write_never_lands_on_a_newer_one(tmp_path: Path, newe
 
 
 async def test_the_buffer_of_a_cancelled_write_is_free_at_once(tmp_path: Path) -> None:
-    """What was promised to the server still goes out, as it was."""
+    """The payload announced to the server still goes out, with its old content."""
     size = 8 * MIB
     gate = trio.Event()
 

@@ -15,7 +15,7 @@ from nbd.client.window import Window
 # The ledger
 
 
-def test_nothing_is_lost_that_was_flushed() -> None:
+def test_flushed_writes_are_not_lost() -> None:
     ledger = Ledger()
     ledger.answered(0, 10)
     ledger.flushed(ledger.mark())
@@ -60,7 +60,7 @@ def test_losses_add_up_until_they_are_acknowledged() -> None:
     ledger.check()
 
 
-def test_what_came_after_a_loss_is_lost_by_the_next_even_if_acknowledged() -> None:
+def test_writes_after_a_loss_are_lost_by_the_next_even_if_acknowledged() -> None:
     ledger = Ledger()
     ledger.answered(0, 10)
     ledger.lose("first")
@@ -117,7 +117,7 @@ async def test_the_window_is_handed_out_in_order() -> None:
         assert got == ["a"]
         window.release(90)
         await trio.testing.wait_all_tasks_blocked()
-        assert set(got) == {"a", "b", "c"}  # both in one moment, in any order
+        assert set(got) == {"a", "b", "c"}  # both are admitted at once, in any order
         window.release(20)
         await trio.testing.wait_all_tasks_blocked()
         assert got[3] == "d"
@@ -133,7 +133,7 @@ async def test_a_request_larger_than_the_window_goes_alone() -> None:
     await window.acquire(1)
 
 
-async def test_who_stops_waiting_holds_up_nobody() -> None:
+async def test_a_cancelled_waiter_no_longer_delays_smaller_requests() -> None:
     window = Window(10, 100)
     await window.acquire(50)
     done = trio.Event()
@@ -191,7 +191,7 @@ def plain(extents: list[Extent]) -> list[tuple[int, int]]:
         ([(100, BOTH)], 1024, 512, [(512, DATA)]),
     ],
 )
-def test_extents(
+def test_runs_become_merged_extents_in_whole_blocks(
     runs: list[tuple[int, int]], length: int, block: int, expected: list[tuple[int, int]]
 ) -> None:
     assert plain(to_extents(runs, length, block)) == expected

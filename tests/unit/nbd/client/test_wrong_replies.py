@@ -1,4 +1,4 @@
-"""Everything a server must not send. Numbers in docstrings are those of docs/nbd.md."""
+"""Replies that a server must not send. Numbers in docstrings are those of docs/nbd.md."""
 
 import contextlib
 import random
@@ -79,7 +79,7 @@ def wrong_everywhere(wire: Wire) -> list[bytes]:
 
 @pytest.mark.parametrize("mode", CHUNKED)
 @pytest.mark.parametrize("number", range(42))
-def test_wrong_replies_to_a_read(mode: Mode, number: int) -> None:
+def test_wrong_replies_to_a_read_are_refused(mode: Mode, number: int) -> None:
     """31, 32, 33, 36."""
     cases = wrong_everywhere(Wire(mode, a_read()))
     assert len(cases) == 42
@@ -87,17 +87,17 @@ def test_wrong_replies_to_a_read(mode: Mode, number: int) -> None:
         wire = Wire(mode, a_read())
         with pytest.raises(ProtocolError):
             wire.feed(cases[number], piece)
-        assert wire.pending  # it never counts as answered
+        assert wire.pending  # the request never counts as answered
 
 
-def test_a_simple_reply_to_a_structured_read() -> None:
+def test_a_simple_reply_to_a_structured_read_is_refused() -> None:
     """31."""
     for error in (0, EIO):
         with pytest.raises(ProtocolError, match="simple reply"):
             Wire(Mode.STRUCTURED, a_read()).feed(simple(1, error, bytes(LENGTH)))
 
 
-def test_forms_that_were_not_agreed() -> None:
+def test_forms_of_replies_that_were_not_agreed_are_refused() -> None:
     """31, 57."""
     structured = Wire(Mode.STRUCTURED, a_read()).data(OFFSET, bytes(LENGTH), flags=1)
     extended = Wire(Mode.EXTENDED, a_read()).data(OFFSET, bytes(LENGTH), flags=1)
@@ -112,7 +112,7 @@ def test_forms_that_were_not_agreed() -> None:
             Wire(mode, a_read()).feed(stream)
 
 
-def test_extended_replies_echo_the_offset() -> None:
+def test_extended_replies_must_echo_the_offset() -> None:
     """57."""
     wire = Wire(Mode.EXTENDED, a_read())
     reply = wire_chunk("extended", Request(0, 0, 1, OFFSET + 1, 0), NONE)
@@ -122,7 +122,7 @@ def test_extended_replies_echo_the_offset() -> None:
 
 @pytest.mark.parametrize("mode", CHUNKED)
 @pytest.mark.parametrize("kind", [WRITE, FLUSH])
-def test_content_for_a_request_that_has_none(mode: Mode, kind: int) -> None:
+def test_content_for_a_request_without_content_is_refused(mode: Mode, kind: int) -> None:
     for number in range(4):
         wire = Wire(mode, Operation(kind, OFFSET, LENGTH))
         stream = [
@@ -136,7 +136,7 @@ def test_content_for_a_request_that_has_none(mode: Mode, kind: int) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_reply_twice(mode: Mode) -> None:
+def test_a_second_reply_is_refused(mode: Mode) -> None:
     wire = Wire(mode, Operation(FLUSH), a_read())
     reply = wire.chunk(NONE) if mode is Mode.EXTENDED else simple(1)
     assert len(wire.feed(reply)) == 1
@@ -146,7 +146,7 @@ def test_a_reply_twice(mode: Mode) -> None:
 
 @pytest.mark.parametrize("mode", CHUNKED)
 @pytest.mark.parametrize("number", range(12))
-def test_wrong_block_status(mode: Mode, number: int) -> None:
+def test_wrong_block_status_is_refused(mode: Mode, number: int) -> None:
     """47, 60: contexts, extents, counts."""
     wire = Wire(mode, Operation(STATUS, 0, 100))
     kind, good = wire_status(mode.value, 5, [(100, 0)])
@@ -178,7 +178,7 @@ def test_a_simple_success_is_no_block_status() -> None:
 
 @pytest.mark.parametrize("mode", CHUNKED)
 @pytest.mark.parametrize("kind", [NONE, DATA, HOLE, 5, 6, ERROR, ERROR_OFFSET, 2**15 + 9])
-def test_nothing_is_allocated_for_what_a_header_claims(mode: Mode, kind: int) -> None:
+def test_no_memory_is_allocated_for_the_length_that_a_header_claims(mode: Mode, kind: int) -> None:
     """52."""
     for command in (READ, STATUS):
         for claimed in (2**32 - 1, 2**31, 16 << 20):
@@ -198,7 +198,7 @@ def test_nothing_is_allocated_for_what_a_header_claims(mode: Mode, kind: int) ->
 # Coverage
 
 
-def test_coverage_in_random_order() -> None:
+def test_coverage_is_complete_after_all_parts_in_any_order() -> None:
     coin = random.Random(5)
     for _ in range(50):
         cuts = sorted(coin.sample(range(1, 1000), 30))
@@ -213,7 +213,7 @@ def test_coverage_in_random_order() -> None:
         assert coverage.is_all_of(0, 1000)
 
 
-def test_a_reply_in_absurdly_many_pieces() -> None:
+def test_a_reply_in_absurdly_many_pieces_is_refused() -> None:
     coverage = Coverage()
     for number in range(FRAGMENTS_MAX):
         coverage.add(2 * number, 2 * number + 1)

@@ -1,4 +1,4 @@
-"""What the pool tells of itself: its state, and where its bytes are."""
+"""Reports of a pool: its state and its members, and where its bytes are."""
 
 from typing import Protocol
 
@@ -31,7 +31,7 @@ class Reported(Protocol):
 
     @property
     def space(self) -> SpaceBudget:
-        """Room for writes."""
+        """Its space for writes."""
         ...
 
     @property
@@ -46,12 +46,12 @@ class Reported(Protocol):
 
     @property
     def durable_commit(self) -> int:
-        """The newest commit that is durable."""
+        """The number of the newest durable commit."""
         ...
 
 
 def pool_info(pool: Reported, checkpoint_commit: int, live: Catalogue) -> PoolInfo:
-    """The whole pool."""
+    """The state of the whole pool; `live` is the catalogue as clients see it."""
     roster, table, space = pool.roster, pool.table, pool.space
     sb = roster.superblock
     rows = zip(roster.members, roster.rows(), strict=True)
@@ -90,7 +90,7 @@ def _member_info(pool: Reported, member: Member | None, row: MemberRow) -> Membe
 def pool_space(
     pool: Reported, stock: Stock, usage: Usage, live: Catalogue, promised_bytes: int
 ) -> PoolSpace:
-    """The whole pool. Cost: a pass over segments and layers."""
+    """The space of the whole pool, see `PoolSpace`. Cost: a pass over segments and layers."""
     table, size = pool.table, pool.table.segment_bytes
     segments = table.all()
     cooling = sum(1 for segment in segments if segment.state is State.FREED)
@@ -135,7 +135,8 @@ def _member_spaces(pool: Reported, segments: list[Segment], reserve: int) -> lis
 
 
 def _shares(total: int, parts: list[int]) -> list[int]:
-    """Cut `total` in proportion to `parts`; what rounding leaves goes to the first."""
+    """Split `total`, at most the sum of `parts`, in proportion to `parts`; the first parts get the
+    remainder of rounding, as far as they can take it."""
     whole = sum(parts)
     total = min(total, whole)
     shares = [total * part // whole if whole else 0 for part in parts]

@@ -1,5 +1,5 @@
-"""Sending snapshots to other pools and receiving them, as streams of bytes.
+"""Sends snapshots to other pools and receives them, as streams of bytes.
 
-Takes two snapshots and gives a stream; takes a stream and gives a snapshot that appears when all of
-it is durable.
+Sending takes a snapshot and perhaps another one, its base, and gives a stream. Receiving takes a
+stream and gives a snapshot, which appears when all of it is durable.
 """

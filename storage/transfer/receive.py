@@ -1,10 +1,10 @@
-"""Receives a snapshot: checks a stream, and writes it into a volume that is not served.
+"""Receives a snapshot: checks a stream, and writes it into a volume of its own.
 
-That volume is called after the one that the snapshot is for, with `stream.SUFFIX` behind; it is
-listed, can be deleted, and nothing else. From time to time the log notes how far it has got,
-behind the data it speaks of: so after an interruption, a power cut included, it is known what is
-there, and receiving goes on from there. When the end of the stream was seen and nothing followed,
-one operation behind all the data turns the volume into the snapshot (see
+The name of that volume is the name of the snapshot's volume with `stream.SUFFIX` appended. It can
+be listed and deleted, and is not served. From time to time the position of the receiver is noted in
+the log, after the data before it: so after an interruption, a power cut included, everything before
+the noted position is there, and receiving continues from it. When the stream has ended and is
+whole, one operation logged after all the data turns the volume into the snapshot (see
 `storage.catalogue.arrivals`).
 """
 
@@ -27,24 +27,24 @@ T = TypeVar("T")
 log = logging.getLogger("cenote.storage")
 
 NOTE_BYTES = 64 << 20
-"""Content between two notes of how far it has got: what is sent again after a crash at most."""
+"""Bytes of content between two notes of the position: no more is sent again after a crash."""
 NOTE_S = 5.0
-"""The same for slow streams."""
+"""Seconds between two notes, for slow streams."""
 STOP_S = 5.0
-"""How long an interrupted receive may take to note how far it has got."""
+"""Seconds that an interrupted receive may take to note its position."""
 RETRY_S = 0.1
 RETRIES = 20
-"""So often the first and the last step wait for clients that only look at the volume."""
+"""Tries of the first and the last step: a client may be looking at the volume for a moment."""
 
 
 class Receiving:
-    """One stream on its way in; made by `Pool.receive`. `feed` it, `finish` it when there is no
-    more, and `close` it whatever happens.
+    """One stream that is received; made by `Transfers.receive`. `feed` it, `finish` it after the
+    last bytes, and `close` it in any case.
 
     Args:
-        volume: that the snapshot is to be of.
-        snapshot: its name; None for the one that it has in the stream.
-        discard: drop what was written to the volume since its last snapshot.
+        volume: the volume that gets the snapshot.
+        snapshot: the name of the snapshot; None for its name in the stream.
+        discard: drop data written to the volume since its last snapshot.
         carry_out: logs an operation.
         open_volume: opens a volume that is being received.
     """
@@ -64,17 +64,17 @@ class Receiving:
         self._name = ""
         self._device: Volume | None = None
         self._position = 0
-        """Everything before it was written."""
+        """All content before this offset is written."""
         self._noted = 0
         self._noted_at = trio.current_time()
         self._bytes_since = 0
         self._failure = ""
 
     async def feed(self, data: Buffer) -> None:
-        """Take bytes of the stream, and return when they are written.
+        """Take bytes of the stream, and return when the whole records in them are written.
 
         Raises:
-            StreamError: it is damaged; what came before is good.
+            StreamError: the stream is damaged; all content before the damage is written.
             ExistsError, InUseError, BaseMissingError: see `Targets.begin`.
             NoSpaceError: the pool is full.
         """
@@ -83,11 +83,12 @@ class Receiving:
             await self._take(event)
 
     async def finish(self) -> str:
-        """Make the snapshot, of which all was fed, and return its name, `VOL@SNAP`.
+        """Make the snapshot after the whole stream was fed, and return its name, `VOL@SNAP`.
 
         Raises:
-            StreamError: there should have been more.
-            InUseError: the volume has clients; all is there, and another attempt sends nothing.
+            StreamError: the stream is not whole, or its sender gave up.
+            ExistsError, InUseError: as from `Targets.complete`; all content is kept, so another
+                attempt sends none.
         """
         self._decoder.close()
         if self._failure:
@@ -98,12 +99,12 @@ class Receiving:
             lambda: self._targets.complete(self._name, discard=self._discard)
         )
         self._targets.end(self._name)
-        self._name = ""  # from here on there is nothing to note
+        self._name = ""  # from here on there is no position to note
         await self._carry_out(operation)
         return f"{self._volume}@{self.snapshot}"
 
     async def close(self) -> None:
-        """Note how far it has got, if it is not done, in bounded time; and let go of it."""
+        """Note the position if the stream is not finished, within STOP_S; release the volume."""
         if self._device is None:
             self._targets.end(self._name)
             return
@@ -146,7 +147,7 @@ class Receiving:
         self._device = self._open_volume(self._name)
         behind = self._device.size_bytes - header.size_bytes
         if behind:
-            # The base is larger: growing again must not show what it had there (R12).
+            # The base is larger: growing again must not show the content of its end (R12).
             await self._device.write_zeroes(header.size_bytes, behind)
 
     async def _note(self, position: int) -> None:
@@ -155,7 +156,7 @@ class Receiving:
 
 
 async def _patiently(attempt: Callable[[], T]) -> T:
-    """Try for a while when something is in use, then raise what is raised."""
+    """Return the result of `attempt`; InUseError is raised only if it persists for two seconds."""
     for _ in range(RETRIES):
         try:
             return attempt()

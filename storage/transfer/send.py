@@ -1,8 +1,8 @@
-"""Sends a snapshot: reads what differs from another, and makes a stream of it.
+"""Sends a snapshot: reads the blocks that differ from another one, and makes a stream of them.
 
-Memory is bounded by two windows: one is encoded, in a worker thread, while the next is read. The
-stream goes on only when its reader asks for more. Cost: what `storage.map.compare` looks at, and
-each changed block once.
+Memory is bounded by two windows: a worker thread encodes one while the next is read. The next
+window is read only when the reader of the stream asks for more. Cost: the pages that
+`storage.map.compare` looks at, and one read of each changed block.
 """
 
 import logging
@@ -26,13 +26,13 @@ from storage.volumes.volume import Volume
 log = logging.getLogger("cenote.storage")
 
 WINDOW_BYTES = 2 << 20
-"""Data of one window: some 4 ms to encode."""
+"""Bytes of data in one window, which take some 4 ms to encode."""
 WINDOW_PIECES = 512
-"""Records of one window; alone, blocks are records of 4 KiB."""
+"""Records in one window; a block without changed neighbours is a record of 4 KiB."""
 PARALLEL_READS = 16
-"""Pieces that are not in memory are read at once, so that lone blocks fill a disk's queue too."""
+"""Pieces not in memory that are read at once, so that lone blocks fill a disk's queue, too."""
 TURN_BYTES = 256 << 10
-"""Read at once from memory, then others run."""
+"""Bytes read from memory between two turns of other tasks."""
 
 Piece = tuple[int, int, bool]
 """Offset and length in bytes, and whether it is zeroes."""
@@ -40,7 +40,7 @@ Window = list[tuple[Piece, Buffer]]
 
 
 class Sending:
-    """One stream under way; made by `Pool.send`. The two handles are its own."""
+    """One stream that is sent; made by `Transfers.send`. It owns the two handles."""
 
     def __init__(
         self, header: StreamHeader, device: Volume, base: Volume | None,
@@ -57,8 +57,8 @@ class Sending:
         )  # fmt: skip
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The stream, in pieces of some MiB at most. When a device fails, it ends with a record
-        that says so. Cancellation leaves nothing but an early end.
+        """Yield the stream, in pieces of some MiB at most. When a device fails, the stream ends
+        with a record that says so. After a cancellation it only ends early.
         """
         yield self._encoder.header()
         try:
@@ -73,13 +73,13 @@ class Sending:
         yield self._encoder.end()
 
     async def close(self) -> None:
-        """Give the handles back."""
+        """Close the handles."""
         await self._device.close()
         if self._base is not None:
             await self._base.close()
 
     async def _encode_and_read(self, window: Window) -> tuple[bytes, Window]:
-        """Encode a window, and read the next meanwhile."""
+        """Encode a window, and read the next one meanwhile; returns both."""
         chunk = b""
         failures: list[DeviceError] = []
 
@@ -105,7 +105,7 @@ class Sending:
             for (offset, length, zero), data in window
         )
 
-    # -- reading it
+    # -- reading
 
     async def _next_window(self) -> Window:
         pieces = await self._differences.take()
@@ -152,7 +152,7 @@ class Sending:
 
 
 class Differences:
-    """The pieces of a stream in order, a window at a time; data in pieces that fit a record."""
+    """Finds the pieces of a stream in order, window by window; data pieces fit one record."""
 
     def __init__(
         self, blockmap: BlockMap, table: SegmentTable, layer: Layer, base: Layer | None,
@@ -167,7 +167,7 @@ class Differences:
         self._found: Iterator[Piece] = iter(())
 
     async def take(self) -> list[Piece]:
-        """The next window; empty at the end. Raises as `storage.map.runs.walk`."""
+        """Return the next window; empty at the end. Raises as `storage.map.runs.walk`."""
         taken: list[Piece] = []
         data_bytes = 0
         while True:

@@ -1,8 +1,8 @@
 r"""The stream that `cenote send` makes and `cenote receive` takes: bytes and values, no I/O.
 
-It carries one snapshot, whole or as its difference to another. Format version 1, little-endian;
-offsets and sizes in bytes of the volume unless said otherwise; all are multiples of 4096.
-A header comes first:
+A stream carries one snapshot, whole or as its difference to another. Format version 1,
+little-endian; offsets and sizes in bytes of the volume unless said otherwise; all are multiples of
+4096. A header comes first:
 
     offset  size  field           meaning
          0     8  magic           b"CENOSEND"
@@ -20,7 +20,7 @@ A header comes first:
         72     8  checksum        xxh3_64 of bytes 0..71 and the texts
         80     -  texts           UTF-8: volume, snapshot, base as VOL@SNAP, when it was made
 
-Then records, in ascending order of what they are about, without overlaps:
+Then records, in ascending order of their offsets, without overlaps:
 
     offset  size  field           meaning
          0     2  type            u16
@@ -37,12 +37,13 @@ Then records, in ascending order of what they are about, without overlaps:
                     in DATA and in ZEROES, bytes of their payloads. Nothing follows
     type 4  FAILED  the sender gave up; the payload is text that says why. Nothing follows
 
-What no record speaks of is as in the base, or zeroes. As checksums are chained, a record that is
-missing, doubled or out of place is found by the next one, and the last one covers the stream.
-They find accidents, not forgers: send over a channel that cannot be tampered with, such as ssh.
+Ranges without a record are as in the base; without a base they are zeroes. As checksums are
+chained, a record that is missing, doubled or out of place is found by the next one, and the last
+one covers the stream. They find accidents, not forgeries: send over a channel that cannot be
+tampered with, such as ssh.
 
 The same two snapshots always give the same ranges in the same order, however they are cut into
-records, so that an offset says how far a receiver came; see `storage.catalogue.resume_token`.
+records, so an offset says how far a receiver got; see `storage.catalogue.resume_token`.
 """
 
 import struct
@@ -59,7 +60,7 @@ from storage.format.entry import BLOCK_BYTES, LZ4
 MAGIC = b"CENOSEND"
 VERSION = 1
 DATA_BYTES_MAX = 256 << 10
-"""What sender and receiver hold of one record; lz4 finds little more in longer ones."""
+"""Content of one record, which both ends hold in memory; lz4 saves little more on longer ones."""
 TEXT_BYTES_MAX = 256
 FAILED_BYTES_MAX = 1024
 SIZE_BYTES_MAX = BLOCK_BYTES << 40
@@ -68,7 +69,7 @@ DATA, ZEROES, END, FAILED = 1, 2, 3, 4
 RAW_FORM, LZ4_FORM = 0, 1
 
 SUFFIX = "+receiving"
-"""Behind the name of a volume: the volume that one of its snapshots is received into."""
+"""Appended to a volume's name, it names the volume that a snapshot of it is received into."""
 
 NOTHING = UUID(int=0)
 _HEADER = struct.Struct("<8sHHHHHHIQQ16s16sQ")
@@ -83,7 +84,7 @@ _CHECKED_HEADER_BYTES = 72
 
 @dataclass(frozen=True, slots=True)
 class StreamHeader:
-    """What a stream carries. `base` is None for a whole snapshot; `created` is for display."""
+    """A decoded header; `base` is None for a whole snapshot, and `created` is for display."""
 
     snapshot: UUID
     base: UUID | None
@@ -97,7 +98,7 @@ class StreamHeader:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """New content of a range; the payload is checked, and not expanded yet."""
+    """New content of a range; the payload is verified, and not expanded yet."""
 
     offset: int
     length: int
@@ -105,7 +106,7 @@ class Data:
     payload: bytes
 
     def content(self) -> bytes:
-        """The bytes. Raises StreamError."""
+        """Return `length` bytes. Raises StreamError if the payload does not expand to them."""
         if self.form == RAW_FORM:
             return self.payload
         try:
@@ -127,7 +128,7 @@ class Zeroes:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What there was before the end."""
+    """The counts of an END record: records and bytes before it."""
 
     records: int = 0
     data_bytes: int = 0
@@ -135,7 +136,7 @@ class Totals:
     payload_bytes: int = 0
 
     def plus(self, length: int, payload_bytes: int, *, zero: bool) -> "Totals":
-        """With one more record."""
+        """Return the totals with one more record."""
         data_bytes = self.data_bytes + (0 if zero else length)
         zero_bytes = self.zero_bytes + (length if zero else 0)
         return Totals(self.records + 1, data_bytes, zero_bytes, self.payload_bytes + payload_bytes)
@@ -143,7 +144,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The sender gave up, and why."""
+    """The sender gave up; `message` says why."""
 
     message: str
 
@@ -162,7 +163,7 @@ def _checksum(before: int, head: bytes, payload: Buffer) -> int:
 
 
 class Encoder:
-    """Makes one stream: `header` first, `end` or `failed` last."""
+    """Makes the bytes of one stream: `header` first, `end` or `failed` last."""
 
     def __init__(self, header: StreamHeader) -> None:
         self.totals = Totals()
@@ -185,7 +186,7 @@ class Encoder:
         return head + _CHECKSUM.pack(self._chain) + tail
 
     def data(self, offset: int, content: Buffer) -> bytes:
-        """A range of new content, compressed where that helps."""
+        """A DATA record, compressed if that saves enough; at most DATA_BYTES_MAX of content."""
         length = memoryview(content).nbytes
         assert 0 < length <= DATA_BYTES_MAX
         packed = codec.compress(content, length)
@@ -195,18 +196,18 @@ class Encoder:
         return self._record(DATA, form, offset, length, payload)
 
     def zeroes(self, offset: int, length: int) -> bytes:
-        """A range of zeroes."""
+        """A ZEROES record, for a range of any length."""
         self.totals = self.totals.plus(length, 0, zero=True)
         return self._record(ZEROES, 0, offset, length, b"")
 
     def end(self) -> bytes:
-        """The end, when all was told."""
+        """The END record, after all others."""
         t = self.totals
         payload = _TOTALS.pack(t.records, t.data_bytes, t.zero_bytes, t.payload_bytes)
         return self._record(END, 0, self._size_bytes, 0, payload)
 
     def failed(self, message: str) -> bytes:
-        """The end, when it cannot go on."""
+        """The FAILED record, when sending cannot go on."""
         payload = message.encode(errors="replace")[:FAILED_BYTES_MAX]
         return self._record(FAILED, 0, 0, 0, payload)
 
@@ -222,32 +223,32 @@ class Encoder:
 class Decoder:
     """Feed with `receive`, drain with `next_event` until it gives None, `close` at the end.
 
-    Holds what was fed and not yet taken, and whatever a length claims is refused before it is
-    waited for when it is more than a record may have (R18).
+    It holds the bytes that were fed and not yet taken. A length that is more than a record may have
+    is refused before its bytes are waited for (R18).
     """
 
     def __init__(self) -> None:
         self.header: StreamHeader | None = None
         self.totals = Totals()
         self.position = 0
-        """Everything before this offset was told."""
+        """The events so far describe everything before this offset."""
         self.ended = False
-        """END or FAILED was seen; nothing may follow."""
+        """Set when END or FAILED was taken; nothing may follow."""
         self._buffer = bytearray()
         self._chain = 0
 
     def receive(self, data: Buffer) -> None:
-        """Take bytes of the stream. Raises StreamError behind its end."""
+        """Take bytes of the stream. Raises StreamError if they follow its end."""
         self._buffer += memoryview(data)
         if self.ended and self._buffer:
             raise StreamError("something follows behind the end of the stream")
 
     def next_event(self) -> Event | None:
-        """The header, then each record; None until more is fed.
+        """Return the header, then each record; None when more has to be fed.
 
         Raises:
-            StreamError: not a stream, or a damaged one. Nothing of it may be trusted from here on.
-            FormatVersionError: made by a newer Cenote.
+            StreamError: this is no stream, or it is damaged; do not trust any of it from here on.
+            FormatVersionError: the stream was made by a newer Cenote.
         """
         if self.header is None:
             return self._next_header()
@@ -270,7 +271,7 @@ class Decoder:
         return self._take(kind, form, offset, length, payload)
 
     def close(self) -> None:
-        """Say that nothing more comes. Raises StreamError unless the stream is whole."""
+        """Note the end of the input. Raises StreamError unless the stream is whole."""
         if self.header is None:
             raise StreamError("this is no stream of cenote send: it ends within the header")
         if not self.ended:
@@ -309,7 +310,7 @@ class Decoder:
     def _check_record(
         self, kind: int, form: int, payload_bytes: int, offset: int, length: int
     ) -> None:
-        """Refuse what cannot be, before anything is waited for or allocated."""
+        """Refuse an impossible record before its payload is waited for or allocated (R18)."""
         assert self.header is not None
         size_bytes = self.header.size_bytes
         plain = form == RAW_FORM

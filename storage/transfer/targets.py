@@ -1,4 +1,4 @@
-"""Where a snapshot may be received: what is checked before, and the operations that do it.
+"""Checks where a snapshot may be received, and makes the operations that receive it.
 
 As in `storage.volumes.registry`, nothing changes before an operation is logged.
 """
@@ -24,7 +24,7 @@ from storage.volumes.registry import Registry
 
 
 class Targets:
-    """Of one pool."""
+    """The volumes of one pool that snapshots are received into."""
 
     def __init__(self, live: Catalogue, volumes: Registry, blockmap: BlockMap) -> None:
         self._live = live
@@ -35,15 +35,17 @@ class Targets:
     def begin(
         self, header: StreamHeader, volume: str, snapshot: str, *, discard: bool
     ) -> tuple[str, Operation | None]:
-        """The name of the volume to receive into, and what makes it unless it is there already.
-        Nobody else may receive into it until `end`.
+        """Return the name of the volume to receive into, and the operation that makes that volume,
+        None if it exists already. No other stream may be received into it until `end`.
 
         Raises:
-            ExistsError: something is in the way.
+            InvalidArgumentError: a name is not acceptable.
+            ExistsError: the snapshot, its name or the volume's name exists already, or another
+                stream into this volume was interrupted.
             InUseError: the volume has clients, or was written to, and `discard` is not set; or it
                 is being received into.
-            BaseMissingError: what the stream builds on is not there.
-            StreamError: it begins behind what has arrived.
+            BaseMissingError: the base of the stream is not here.
+            StreamError: the stream begins after the position that the receiver reached.
         """
         check_name(volume, "volume")
         check_name(snapshot, "snapshot")
@@ -69,17 +71,17 @@ class Targets:
         return name, operation
 
     def note(self, name: str, position: int) -> Operation:
-        """What notes how far it has got. Raises NotFoundError."""
+        """The operation that notes the position of the receiver. Raises NotFoundError."""
         record = self._registry.record(name, arriving=True)
         assert record.arrival is not None
         return {"op": "arrived", "v": name, "position": position}
 
     def end(self, name: str) -> None:
-        """Let others receive into it."""
+        """Let other streams be received into a volume."""
         self._busy.discard(name)
 
     def complete(self, name: str, *, discard: bool) -> Operation:
-        """What turns a volume that is whole into its snapshot. Raises as `begin`."""
+        """The operation that turns a whole volume into the snapshot. Raises as `begin`."""
         arrival = self._registry.record(name, arriving=True).arrival
         assert arrival is not None
         self._check(arrival, discard=discard)
@@ -102,7 +104,7 @@ class Targets:
         }  # fmt: skip
 
     def _find_base(self, arrival: Arrival, header: StreamHeader) -> tuple[SnapshotRecord, str]:
-        """The snapshot that the stream builds on, and its name."""
+        """The base of the stream, and its name, `VOL@SNAP`."""
         here = arrival.volume in self._live.volumes
         for volume in [arrival.volume] if here else sorted(self._live.volumes):
             found = self.find(volume, arrival.base)
@@ -115,12 +117,12 @@ class Targets:
         )
 
     def find(self, volume: str, identity: UUID) -> str | None:
-        """The snapshot of a volume that has this identity."""
+        """The name of the snapshot of a volume that has this identity, or None."""
         snapshots = self._live.volumes[volume].snapshots
         return next((name for name, one in snapshots.items() if one.identity == identity), None)
 
     def _check(self, arrival: Arrival, *, discard: bool) -> None:
-        """Refuse what is in the way of the snapshot, now or at the end."""
+        """Refuse a snapshot that the volume cannot take, now or at the end."""
         volume = arrival.volume
         if volume not in self._live.volumes:
             return
@@ -144,7 +146,7 @@ class Targets:
             )
 
     def _is_kept(self, head: Layer) -> bool:
-        """Whether some snapshot holds all that a volume does."""
+        """Whether some snapshot holds the same data as the head of a volume."""
         named = {
             snapshot.layer
             for volume in self._live.volumes.values()
@@ -160,7 +162,7 @@ class Targets:
     def _check_again(
         self, name: str, record: VolumeRecord, arrival: Arrival, header: StreamHeader
     ) -> None:
-        """Refuse another stream than the one that was interrupted."""
+        """Refuse a stream that does not continue the interrupted one."""
         there = record.arrival
         if there is None:
             raise ExistsError(f"a volume called {name!r} is in the way: rename it")

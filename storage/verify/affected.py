@@ -1,4 +1,4 @@
-"""Which volumes and snapshots a stored block is read through, for reports of damage."""
+"""Finds the volumes and snapshots that read a damaged place, for reports."""
 
 import numpy as np
 import trio
@@ -12,18 +12,24 @@ from storage.map.layer import Layer
 from storage.verify.scrub_pass import HELD_MAX, Held
 
 LOOKED_AT_MAX = 256
-"""Exports whose pages are read for one damaged place, volumes before snapshots."""
+"""At most so many names are looked at for one damaged place, volumes before snapshots."""
 
 
 class Affected:
-    """Looks blocks up from the names that reach them."""
+    """Looks stored blocks up from the names that may read them."""
 
     def __init__(self, blockmap: BlockMap, durable: Catalogue) -> None:
         self._map = blockmap
         self._durable = durable
 
     async def of_blocks(self, owner: int, blocks: Words, a: Words, b: Words) -> list[Held]:
-        """The ranges that are read from these places; `blocks` of layer `owner` are ascending."""
+        """The ranges that are read from these places, at most HELD_MAX.
+
+        Args:
+            owner: the layer of the blocks.
+            blocks: ascending block numbers, shape (n,).
+            a, b: words A and B of the blocks' entries, each of shape (n,).
+        """
         found: list[Held] = []
         for name, layer in self._exports(owner):
             await trio.lowlevel.checkpoint()
@@ -42,12 +48,12 @@ class Affected:
         return found[:HELD_MAX]
 
     def of_page(self, owner: int, number: int) -> list[Held]:
-        """The ranges for which a page of a layer is read; some blocks of them may be elsewhere."""
+        """The ranges for which a page of a layer is read; some blocks may come from other layers."""
         first, length = number << PAGE_SHIFT + BLOCK_SHIFT, 1 << PAGE_SHIFT + BLOCK_SHIFT
         return [Held(name, first, length) for name, _ in self._exports(owner)[:HELD_MAX]]
 
     def _exports(self, owner: int) -> list[tuple[str, Layer]]:
-        """Names that stand on a layer or are it, volumes first."""
+        """The names of a layer and of its descendants, each with its layer, volumes first."""
         volumes = self._durable.volumes.items()
         names = [(name, volume.head) for name, volume in volumes]
         names += [
@@ -65,7 +71,7 @@ class Affected:
         return found
 
     def _reaches(self, number: int, known: dict[int, bool]) -> bool:
-        """Whether a layer stands on one of which that is known."""
+        """Whether a layer is the owner or descends from it; answers are added to `known`."""
         path = []
         while number not in known:
             path.append(number)
@@ -76,7 +82,7 @@ class Affected:
 
 
 def runs(blocks: list[int]) -> list[tuple[int, int]]:
-    """Neighbours among ascending block numbers, as (first, how many)."""
+    """Split ascending block numbers into runs of neighbours: (first, count) of each."""
     found: list[tuple[int, int]] = []
     for block in blocks:
         if found and sum(found[-1]) == block:

@@ -1,10 +1,9 @@
-"""Verifies a stopped pool, read-only: every checksum, every counter, every map entry.
+"""The check of a stopped pool, read-only: every checksum, every counter, every map entry.
 
 In order: superblocks; the checkpoint's catalogue, tables and directories; every page, its
-entries, and inherited entries against the layer they come from; the live counts of segments and
-what layers store against what pages and directories add up to; every stored extent on every copy;
-then the log behind the checkpoint, whole commits on every copy. All copies are read, not just the
-first.
+entries, and its inherited entries against those of the parent; the live counts of segments and the
+usage of layers against the sums over pages and directories; every stored extent on every copy; then
+the log behind the checkpoint, whole commits on every copy. All copies are read, not just the first.
 """
 
 from collections import Counter
@@ -48,17 +47,19 @@ WINDOW_BYTES = 4 << 20
 async def check_pool(
     members: Sequence[MemberDevice], *, progress: Progress | None = None
 ) -> CheckReport:
-    """Verify a pool that nobody has open. Writes nothing.
+    """Verify a stopped pool. Writes nothing.
 
-    `progress` gets (stage, done, total) now and then.
+    `progress` is called with (stage, done, total) now and then.
 
     Raises:
-        PoolError: the pool cannot be loaded at all; the message says what is damaged.
+        PoolError: the checkpoint cannot be loaded, or the log cannot be followed; the message says
+            what is damaged.
+        DeviceError: no copy can be read of a part of the log.
     """
     found = await assemble.read_all(members)
     newest = assemble.newest_of(found)
-    everybody = {row.uuid for row in newest.members}
-    attached = assemble.attach(newest, found, without=everybody)
+    uuids = {row.uuid for row in newest.members}
+    attached = assemble.attach(newest, found, without=uuids)
     roster = Roster(newest, attached, newest.members)
     opened = await opening.load_checkpoint(roster, attached, PAGE_CACHE_BYTES, repair=False)
     check = Check(opened, newest.clean, progress or (lambda *_: None))
@@ -94,7 +95,7 @@ async def _check_members(check: Check, newest: Superblock) -> None:
 
 
 async def _check_tables(check: Check, newest: Superblock) -> None:
-    """Opening was content with one good copy of each; here all are looked at."""
+    """Verify all copies of root and tables; to load the checkpoint, one good copy was enough."""
     made = check.opened.root
     if made is None:
         return
@@ -157,16 +158,16 @@ async def _check_inherited(
     check: Check, layer: Layer, parent: Layer, number: int, merged: Merged, where: str
 ) -> None:
     try:
-        above = await _merged(check, parent, number)
+        of_parent = await _merged(check, parent, number)
     except DeviceError:
-        return  # reported where that page is checked
-    differ = ~merged.own & (merged.entries != above.entries).any(axis=1)
+        return  # reported when the page of the parent is checked
+    differ = ~merged.own & (merged.entries != of_parent.entries).any(axis=1)
     for slot in differ.nonzero()[0].tolist():
-        # A hint may name where a block was before it was moved, which is as good until it is freed.
-        hint, exact = merged.entries[slot].tolist(), above.entries[slot].tolist()
+        # A hint may name the place of a block before it was moved, which is good until it is freed.
+        hint, exact = merged.entries[slot].tolist(), of_parent.entries[slot].tolist()
         kinds = hint[0] & KIND_MASK, exact[0] & KIND_MASK
         if max(kinds) < RAW:
-            continue  # zeroes, of which a layer that nothing lies above keeps no entries
+            continue  # zeroes, for which a layer without a parent keeps no entries
         if min(kinds) < RAW or hint[1] == exact[1]:
             same = hint[1] == exact[1] and kinds[0] == kinds[1]
         else:
@@ -191,7 +192,7 @@ async def _check_blob(
 ) -> bool:
     """Verify one piece of metadata on every copy; False when no copy is good.
 
-    Live counts have pages and directories in them, but not the tables.
+    `is_counted`: live counts include this piece; they do for pages and directories, not for tables.
     """
     at = unpack(a, b)
     segment = check.opened.table.get(at.segment)
@@ -252,7 +253,7 @@ def _check_counts(check: Check) -> None:
 
 
 def _check_usage(check: Check) -> None:
-    """What layers store: recorded as counted, and with the map as much as segments hold."""
+    """Compare the recorded usage of layers with the counted one, and its sum with live counts."""
     catalogue, recorded, counted = check.opened.catalogue, check.opened.usage, check.usage
     merging = catalogue.merging()
     for number, _, _ in [*counted]:
@@ -314,7 +315,7 @@ async def _check_segment(check: Check, segment: Segment, held: dict[int, tuple[i
 async def _bad_extents(  # type: ignore[no-untyped-def]
     check: Check, segment: Segment, held: dict[int, tuple[int, int]], read, base: int
 ) -> list[int]:
-    """Offsets of the extents of one copy that do not have their hash."""
+    """Offsets of the extents of one copy that do not match their hashes."""
     bad: list[int] = []
     start, window = 0, memoryview(b"")
     for offset in sorted(held):

@@ -23,12 +23,15 @@ class Check:
     progress: Progress
     damage: list[Damage] = field(default_factory=list)
     extents: dict[int, dict[int, tuple[int, int]]] = field(default_factory=dict)
-    """By segment: offset to (stored bytes, check)."""
+    """The extents that entries name, by segment: offset to (stored bytes, check)."""
     live: Counter[int] = field(default_factory=Counter)
+    """Counted live bytes by segment."""
     usage: Usage = field(default_factory=Usage)
+    """Counted blocks and bytes of each layer."""
     pages: int = 0
     commits: int = 0
     verified: int = 0
+    """Number of extents verified."""
     bytes_verified: int = 0
 
     def add(self, what: str, where: str, *, repairable: bool = False) -> None:

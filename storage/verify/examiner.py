@@ -1,8 +1,8 @@
-"""Reads pieces of segments from every copy, holds them against their hashes, and mends what is bad.
+"""Reads pieces of segments from every copy, compares them with their hashes, repairs bad copies.
 
-Whatever looks bad is looked at again, piece by piece and on all copies: only that decides. A place
-that nothing alive needs is left as it is. Segments come and go meanwhile: while bytes of one are
-read or written it counts a reader, so its slots are not given to another (R10).
+An item that looks bad is read again on all copies, and only the second look decides. A place that
+nothing alive needs is left as it is. Segments may be freed meanwhile: while bytes of a segment are
+read or written it counts a reader, so its slots are not given to another segment (R10).
 """
 
 import logging
@@ -27,13 +27,13 @@ from storage.verify.scrub_pass import Finding, Held, Outcome, ScrubPass
 log = logging.getLogger("cenote.storage")
 
 PIECE_BYTES = 4 << 20
-"""Read from a copy at once, by a thread, and hashed by another in about 1 ms. Each change of
-threads costs clients a moment, so there are few."""
+"""Bytes that a thread reads from a copy at once, and another thread hashes in about 1 ms. Each
+change of threads costs clients a moment, so pieces are large."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a damaged place is, and what is read from it."""
+    """The kind of a damaged place, as `Finding.what`, and the ranges that are read from it."""
 
     what: str
     holds: list[Held] = field(default_factory=list)
@@ -49,15 +49,15 @@ class _Good:
 
 
 Known = dict[int, tuple[memoryview, Manifest | None]]
-"""What was read of copies already, by member, all from one offset on; and for the copy that it was
-made of, the manifest that says what of these bytes is bad."""
+"""Bytes that were read of copies already, by member, all from one offset on; for the copy that a
+manifest was made of, also the manifest, which says which items in these bytes are bad."""
 
 Describe = Callable[[], Awaitable[Subject | None]]
-"""Tells what a place is that is damaged; None when nothing alive needs it."""
+"""Describes a damaged place; None when nothing alive needs it."""
 
 
 class Examiner:
-    """Everything that one pass reads goes through here."""
+    """Reads, compares and repairs for one pass."""
 
     def __init__(
         self, env: Environment, table: SegmentTable, segment_io: SegmentIO, roster: Roster,
@@ -70,15 +70,15 @@ class Examiner:
         self._roster = roster
         self._throttle = throttle
         self._unreadable: set[int] = set()
-        """Members of which nothing can be read."""
+        """Indexes of members of which nothing can be read."""
         self._repaired: dict[int, Member] = {}
-        """Not flushed since."""
+        """Members with repairs that are not flushed yet, by index."""
         self._began = trio.current_time() - scrub.seconds
 
     # -- reading
 
     def is_live(self, segment: Segment) -> bool:
-        """Whether it is still there, and something may name it."""
+        """Whether a segment still exists, and the map may name it."""
         return self._table.get(segment.number) is segment and self._table.is_live(segment.number)
 
     def copies(self, segment: Segment) -> list[tuple[Member, int]]:
@@ -89,7 +89,7 @@ class Examiner:
         return member.in_sync and member.index not in self._unreadable
 
     async def read(self, member: Member, offset: int, length: int) -> memoryview:
-        """Bytes of a member, from the medium, no faster than the rate. Raises as a device does."""
+        """Read bytes of a member from the medium, at the throttle's rate. Raises as a device does."""
         await self._throttle.take(length)
         data = memoryview(await member.read_medium(offset, length))
         self.scrub.read_bytes += length
@@ -99,7 +99,7 @@ class Examiner:
     async def read_copy(
         self, segment: Segment, place: tuple[Member, int], offset: int, length: int
     ) -> memoryview | None:
-        """Bytes of one copy; None when it cannot be read."""
+        """Read bytes of one copy; None when they cannot be read."""
         member, base = place
         segment.readers += 1
         try:
@@ -111,7 +111,7 @@ class Examiner:
             segment.readers -= 1
 
     async def failed(self, member: Member, error: DeviceError) -> None:
-        """Find out whether it is one place of a member or all of it that cannot be read."""
+        """After a failed read, find out whether all of a member is unreadable, and note that."""
         member.read_errors += 1
         if not self._counts(member):
             return
@@ -129,7 +129,8 @@ class Examiner:
     async def examine(
         self, segment: Segment, piece: Piece, known: Known | None = None, start: int = 0
     ) -> list[int]:
-        """Which items of a piece seem to be bad on some copy; what is `known` begins at `start`."""
+        """Indexes of the items of a piece that seem to be bad on some copy, ascending. The bytes in
+        `known` begin at `start`."""
         suspect: set[int] = set()
 
         async def one(place: tuple[Member, int]) -> None:
@@ -157,8 +158,8 @@ class Examiner:
     async def settle(
         self, segment: Segment, piece: Piece, item: int, describe: Describe
     ) -> Outcome | None:
-        """Look at one item of a piece again on all copies, and repair or report what is bad; None
-        when nothing is, or nothing needs it.
+        """Read one item of a piece again on all copies, then repair and report the bad copies; None
+        when all are good, or nothing alive needs the item.
         """
         if not self.is_live(segment):
             return None
@@ -196,8 +197,8 @@ class Examiner:
     async def _compare(
         self, segment: Segment, offset: int, length: int, digest: int, mask: int
     ) -> tuple[_Good | None, list[tuple[Member, int, str]]]:
-        """Good bytes of an item if there are any, even on a member that is not in sync; and the
-        copies that are bad, with what is wrong with them."""
+        """The good bytes of an item, if any copy has them, even on a member that is not in sync;
+        and the bad copies: member, start of the segment there, and problem."""
         good: _Good | None = None
         bad: list[tuple[Member, int, str]] = []
         for member, base in segment.places:
@@ -218,7 +219,7 @@ class Examiner:
     async def _repair(
         self, bad: list[tuple[Member, int, str]], offset: int, good: _Good
     ) -> Outcome:
-        """Write the good bytes over the bad ones, and see that they are there."""
+        """Write the good bytes over the bad ones, and read them back."""
         outcome = Outcome.REPAIRED
         for member, base, _ in bad:
             try:
@@ -240,8 +241,8 @@ class Examiner:
         try:
             await member.overwrite(base + offset, good.data)
         except DeviceError:
-            # What surrounds it in its physical blocks cannot be read either; those hold the same
-            # batch, and so does the good copy, whose own surroundings are looked at for themselves.
+            # The rest of the physical blocks cannot be read either, so it is written, too. It is a
+            # part of the same batch: the good copy has it, and its items are examined separately.
             grain = max(member.device.physical_bytes, member.device.block_bytes)
             start = offset // grain * grain
             span = -(-(offset + len(good.data) - start) // grain) * grain
@@ -250,13 +251,13 @@ class Examiner:
             await member.write(base + start, around)
 
     async def flush_repairs(self) -> None:
-        """Make durable what was repaired; a flush that fails is for the log to deal with (R4)."""
+        """Make repairs durable; the log deals with a member whose flush fails (R4)."""
         members, self._repaired = list(self._repaired.values()), {}
         for failure in await self._segment_io.flush(members):
             log.warning("repairs may be lost: member=%s: %s", failure.member.name, failure.error)
 
     def note(self, finding: Finding) -> None:
-        """Count and log what was found."""
+        """Count and log a finding."""
         self.scrub.add(finding)
         level = logging.WARNING if finding.outcome is Outcome.REPAIRED else logging.ERROR
         log.log(

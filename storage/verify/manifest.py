@@ -1,9 +1,9 @@
-"""What a stretch of a segment should hold, and whether bytes of a copy are that: pure work for a
+"""Manifests: the items that a stretch of a segment should hold, each with its hash. Pure work for a
 worker thread.
 
-Each batch of a segment, be it a commit or blocks that were moved, says of all of itself which hash
-it has to have: header and record table in the header, each extent in the table. Paddings have none,
-and nobody reads them.
+Each batch of a segment, a commit or moved blocks, has the hashes of all its items: the header has
+those of itself and of the record table, the table those of the extents. Paddings have no hash and
+are never read.
 """
 
 from bisect import bisect_right
@@ -38,7 +38,7 @@ HEADER_GRID_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A segment, and of which pool."""
+    """A segment, and the pool that it belongs to."""
 
     segment: int
     pool_uuid: UUID
@@ -46,8 +46,8 @@ class Place:
 
 @dataclass(slots=True)
 class Piece:
-    """Items in a stretch of a segment, ascending: where each starts, how long it is, and which hash
-    it has, as far as `mask` has bits."""
+    """Items in a stretch of a segment, ascending: offsets, lengths and hashes; only the bits of a
+    hash that are in `mask` are known."""
 
     offsets: list[int] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
@@ -56,12 +56,12 @@ class Piece:
 
     @property
     def start(self) -> int:
-        """Where the first item begins."""
+        """Offset of the first item."""
         return self.offsets[0]
 
     @property
     def end(self) -> int:
-        """Behind the last item; items do not overlap."""
+        """Offset after the last item; items do not overlap."""
         return self.offsets[-1] + self.lengths[-1]
 
     def add(self, offset: int, length: int, digest: int) -> None:
@@ -71,7 +71,7 @@ class Piece:
         self.digests.append(digest)
 
     def cut(self, bytes_max: int) -> Iterator["Piece"]:
-        """The same in pieces that span at most so much; a longer item is one for itself."""
+        """Split it into pieces of at most `bytes_max`; a longer item gets a piece of its own."""
         first = 0
         for i, (offset, length) in enumerate(zip(self.offsets, self.lengths, strict=True)):
             if offset + length - self.offsets[first] > bytes_max and i > first:
@@ -88,23 +88,23 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One commit or batch of moved blocks, as its header and its record table say."""
+    """One commit or batch of moved blocks: its header and the records of its table."""
 
     header: CommitHeader
     records: Records
 
     @property
     def start(self) -> int:
-        """Where it lies in its segment."""
+        """Its offset in the segment."""
         return self.header.offset
 
     @property
     def end(self) -> int:
-        """Behind its padding."""
+        """Offset after its padding."""
         return self.header.offset + self.header.total_bytes
 
     def extents_at(self, offset: int) -> list[LayerExtents]:
-        """The extent that lies there."""
+        """The records of the extent at this offset, none if there is no extent."""
         found = []
         for extents in self.records.extents:
             rows = (_offsets(extents.a) == offset).nonzero()[0]
@@ -120,22 +120,22 @@ class Batch:
 
 @dataclass(slots=True)
 class Manifest:
-    """Batches that follow each other, and all that can be verified of them."""
+    """Successive batches, and all items of them that can be verified."""
 
     batches: list[Batch] = field(default_factory=list)
     piece: Piece = field(default_factory=Piece)
     bad: frozenset[int] = frozenset()
-    """Offsets of the items that are bad in the bytes it was made of, or not in them."""
+    """Offsets of the items that are bad in the bytes it was made of, or lie beyond them."""
 
     def bad_of(self, piece: Piece) -> list[int]:
-        """Which items of a part of `piece` are bad in the bytes that this was made of."""
+        """Indexes of the items of a part of `self.piece` that are in `bad`."""
         if not self.bad:
             return []
         return [i for i, offset in enumerate(piece.offsets) if offset in self.bad]
 
     @property
     def end(self) -> int:
-        """Behind the last batch."""
+        """Offset after the last batch."""
         return self.batches[-1].end
 
     def batch_of(self, offset: int) -> Batch:
@@ -146,7 +146,8 @@ class Manifest:
         """Append a batch whose header and table are good.
 
         Raises:
-            DamagedError: the table does not say what there is, though its hash is right.
+            DamagedError: the table cannot be decoded, though its hash is right, or names bytes
+                outside of the batch.
         """
         records = commit.decode_table(table)
         piece, start = self.piece, header.offset
@@ -163,7 +164,7 @@ def _offsets(a: Words) -> Words:
 
 
 def _extents(header: CommitHeader, records: Records) -> list[tuple[int, int, int]]:
-    """(offset, length, hash) of what a batch carries, ascending."""
+    """(offset, length, hash) of the extents in a batch, ascending."""
     found: list[tuple[int, int, int]] = []
     for e in records.extents:
         here = (e.a >> np.uint64(SEGMENT_SHIFT)) == np.uint64(header.segment)
@@ -179,7 +180,7 @@ def _extents(header: CommitHeader, records: Records) -> list[tuple[int, int, int
 
 
 def header_at(data: memoryview, offset: int, place: Place) -> CommitHeader | None:
-    """The header of a batch at the start of `data`, which lies at this offset of its segment."""
+    """The header of a batch at the start of `data`, which is at `offset`; None if there is none."""
     header = commit.decode_header(data) or commit.decode_header(data, commit.MOVED_MAGIC)
     if header is None or header.offset != offset or header.total_bytes < HEADER_BYTES:
         return None
@@ -188,11 +189,11 @@ def header_at(data: memoryview, offset: int, place: Place) -> CommitHeader | Non
 
 
 def read_manifest(data: memoryview, start: int, place: Place, end: int) -> Manifest:
-    """All batches from `start` on, none past `end`, whose header and table are whole in `data`; and
-    what else of them is not.
+    """The batches from `start` on, none past `end`, with good headers and tables in `data`, which
+    is at `start`; the manifest says which of their items are bad. It may be empty.
 
     Raises:
-        FormatVersionError: made by a newer Cenote.
+        FormatVersionError: the batch was made by a newer Cenote.
     """
     made = Manifest()
     at = start
@@ -210,7 +211,7 @@ def read_manifest(data: memoryview, start: int, place: Place, end: int) -> Manif
 
 
 def add_batch(made: Manifest, header: CommitHeader, head: memoryview, table: memoryview) -> bool:
-    """Append a batch if its table is the one that its header names."""
+    """Append a batch to a manifest; False if its table does not match its header."""
     if len(table) != header.table_bytes or digest_of(table) != header.table_digest:
         return False
     try:
@@ -221,7 +222,7 @@ def add_batch(made: Manifest, header: CommitHeader, head: memoryview, table: mem
 
 
 def bad_items(data: memoryview, start: int, piece: Piece) -> list[int]:
-    """Which items of a piece are not in `data`, which lies at `start`. Cost: a hash of each."""
+    """Indexes of the items that do not match `data`, which is at `start`. Cost: a hash of each."""
     mask = piece.mask
     return [
         i
@@ -233,7 +234,7 @@ def bad_items(data: memoryview, start: int, piece: Piece) -> list[int]:
 
 
 def next_header(data: memoryview, start: int, place: Place) -> int | None:
-    """Where the first batch in `data` begins, which lies at `start`, a multiple of the grid."""
+    """Offset of the first batch in `data`, which is at `start`, a multiple of the grid; or None."""
     magics = (commit.MAGIC, commit.MOVED_MAGIC)
     whole = len(data) // HEADER_GRID_BYTES * HEADER_GRID_BYTES
     words = np.frombuffer(data[:whole], dtype="<u8")[:: HEADER_GRID_BYTES // 8]

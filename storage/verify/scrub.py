@@ -1,12 +1,12 @@
-"""Scrubbing: reads everything that is live in an open pool, on every copy, and repairs it.
+"""The scrub: reads everything that is live in an open pool, on every copy, and repairs it.
 
-What nobody reads for years rots unnoticed, one copy and then the other. A pass looks at the
-superblocks, then at segments in the order of their numbers, then at the tables, directories and
-pages of the map. Data is found from the segments themselves, not from the map: so it is read in
-order, in any amount, with a piece of each copy in memory. Only what is bad is looked up.
+Copies that are not read for years rot unnoticed, one and then the other. A pass reads the
+superblocks, then segments in the order of their numbers, then the tables, directories and pages of
+the map. Data is found from the segments themselves, not from the map: so any amount of it is read
+in order, with one piece of each copy in memory. Only bad items are looked up in the map.
 
-Nothing is locked and nobody waits: a piece at a time is read and hashed by threads. What was
-written after a pass began it need not read; what was freed meanwhile it does not.
+No client waits for a scrub: threads read and hash one piece at a time, and nothing is locked. A pass
+need not read data written after it began, and does not read data freed meanwhile.
 """
 
 import logging
@@ -36,15 +36,15 @@ from storage.verify.scrub_segments import SegmentScrub
 log = logging.getLogger("cenote.storage")
 
 START = LogPosition(0, 0, 0, 0)
-"""Where the log of a pool is replayed from that never had a checkpoint."""
+"""Where the replay of a pool without a checkpoint starts."""
 
 
 class Scrubber:
     """Scrubs one pool.
 
     Args:
-        durable_commit: everything through this commit is durable.
-        checkpoint: writes one.
+        durable_commit: returns the number of the newest durable commit.
+        checkpoint: writes a checkpoint.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class Scrubber:
         self._checkpoint = checkpoint
 
     def new_pass(self) -> ScrubPass:
-        """A pass over what there is now."""
+        """Return a new pass, over everything that is live now."""
         return ScrubPass(self._table.next_number)
 
     async def run(self, scrub: ScrubPass, throttle: Throttle) -> None:
-        """Go on with a pass to its end. Whatever ends this before, also cancellation, the pass goes
-        on where it is when it is run again. Bytes read pass through `throttle`.
+        """Run a pass to its end. After an error or a cancellation, the next call continues the pass
+        where it was. `throttle` limits the bytes read.
 
         Raises:
             DeviceError: the pool failed.
@@ -98,7 +98,7 @@ class Scrubber:
         self._skip_absent(scrub)
 
     def _skip_absent(self, scrub: ScrubPass) -> None:
-        """Say which members are not read. A stale one gets what it missed when it is attached
+        """Note the members that are not read. A stale one gets what it missed when it is attached
         again, and is read by the next pass."""
         for member, row in zip(self._roster.members, self._roster.rows(), strict=True):
             if member is None:
@@ -107,7 +107,7 @@ class Scrubber:
                 scrub.skip(f"{member.name}: stale")
 
     async def _name_everything(self) -> None:
-        """Have on disk, where pages can be looked through, what is in memory alone."""
+        """Write a checkpoint, so that pages on disk, where gaps are looked up, name all live data."""
         try:
             await self._checkpoint()
         except NoSpaceError as error:
@@ -116,8 +116,8 @@ class Scrubber:
     # -- superblocks
 
     async def _superblocks(self, examiner: Examiner) -> None:
-        """The newest superblock must be in both its places. Older ones in the ring are never read
-        as long as it is."""
+        """Verify the newest superblock in both its places. As long as it is good, older ones in the
+        ring are never read."""
         bad: list[tuple[str, int]] = []
         for member in self._roster.in_sync():
             try:
@@ -176,10 +176,10 @@ class Scrubber:
                     await examiner.flush_repairs()
                     scrub.chunk = chunk + 1
 
-    # -- how far it is
+    # -- progress
 
     def total_bytes(self, scrub: ScrubPass) -> int:
-        """About how much the pass reads in all: what is done, and what is left as of now."""
+        """About how many bytes the pass reads in all: those done, and those left as of now."""
         left = 0
         if scrub.stage in (Stage.SUPERBLOCKS, Stage.SEGMENTS):
             left = sum(_size(self._table[number]) for number in self._numbers(scrub))

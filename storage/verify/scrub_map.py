@@ -1,8 +1,9 @@
-"""Scrubs what a checkpoint names: root, tables, directories and pages, on every copy.
+"""Scrubs the metadata that a checkpoint names: root, tables, directories and pages, on every copy.
 
-Metadata is read as it is named, sorted by where it lies. What is in memory as well is written
-anew by a checkpoint when no copy of it is good. Gaps, parts of segments that do not say what they
-hold, are filled here: what pages name in them is read block by block.
+Metadata is read from the places that the map names, in the order of these places. Tables and
+directories are in memory as well: a checkpoint writes them anew when no copy of them is good.
+Extents in gaps, the parts of segments that do not say what they hold, are read here as pages name
+them.
 """
 
 from collections.abc import Awaitable, Callable
@@ -39,16 +40,16 @@ from storage.verify.manifest import Piece
 from storage.verify.scrub_pass import Finding, Gap, Outcome, ScrubPass
 
 TABLES_TRIES_MAX = 4
-"""Checkpoints write all tables anew; while they come quicker than tables are read, what is read is
-a moment old, and good."""
+"""Tries to read all tables of one checkpoint, as each checkpoint writes them anew. If checkpoints
+come faster, the tables that were read were good a moment ago, which is enough."""
 
 NEIGHBOURS_BYTES = 64 << 10
-"""Pieces of metadata that are so near to each other are read at once."""
+"""Pieces of metadata with at most so many bytes between them are read at once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A place in a segment that something names, and how to tell what it is."""
+    """A place in a segment, by the words of an entry, and a function that describes it."""
 
     a: int
     b: int
@@ -56,7 +57,7 @@ class Named:
 
 
 class MapScrub:
-    """Reads metadata for one pass."""
+    """Scrubs metadata, and extents in gaps, for one pass."""
 
     def __init__(
         self, table: SegmentTable, segment_io: SegmentIO, roster: Roster, blockmap: BlockMap,
@@ -96,7 +97,7 @@ class MapScrub:
                 ]
                 outcomes = await self._read(named)
             if Outcome.LOST in outcomes:
-                await self._checkpoint()  # all of them are in memory
+                await self._checkpoint()  # all tables are in memory
             elif self._roster.superblock.root == pointer:
                 return
 
@@ -109,7 +110,7 @@ class MapScrub:
                 await self._segment_io.read_located(a, b, checkpoint_root.ROOT_BYTES_MAX)
             )
         except DeviceError:
-            return None  # another checkpoint came, and it is freed
+            return None  # another checkpoint was written, and this root is freed
 
     # -- directories and pages
 
@@ -150,7 +151,7 @@ class MapScrub:
         return Subject("map page", self._affected.of_page(layer.number, number))
 
     async def _read(self, named: list[Named]) -> set[Outcome]:
-        """Read places in the order in which they lie; returns what became of bad ones."""
+        """Read places in the order in which they lie; returns the outcomes of the bad ones."""
         outcomes: set[Outcome] = set()
         for run in _neighbours(named):
             piece = Piece(mask=CHECK_MASK)
@@ -172,7 +173,7 @@ class MapScrub:
     # -- gaps
 
     async def _fill_gaps(self, layer: Layer, number: int) -> None:
-        """Read what a page names in parts of segments that do not say what they hold."""
+        """Read the extents that a page names in gaps."""
         row = layer.directory.get(number)
         if row is None or self._map.layers.get(layer.number) is not layer:
             return
@@ -203,7 +204,7 @@ class MapScrub:
         await self._read(named)
 
     async def _block(self, layer: Layer, blocks: Words, entries: Words) -> Subject | None:
-        """Blocks of one page that the map still finds there."""
+        """Describe blocks of one page; None if the map no longer names any of these entries."""
         if self._map.layers.get(layer.number) is not layer:
             return None
         try:
@@ -241,7 +242,7 @@ def _within(gap: Gap, entries: Words) -> NDArray[np.bool_]:
 
 
 def _neighbours(named: list[Named]) -> list[list[Named]]:
-    """Places in the order in which they lie, those near to each other together."""
+    """Sort places by segment and offset, and group those near to each other."""
     runs: list[list[Named]] = []
     end = start = segment = -1
     for one in sorted(named, key=lambda one: one.a >> 3):

@@ -1,19 +1,20 @@
-"""What a scrub did: how far it is, what it read, what it found. Plain values, kept as JSON."""
+"""The state of a scrub: progress, counts and findings. Plain values, kept as JSON."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 FINDINGS_MAX = 1000
-"""Kept in full; a destroyed member would fill memory with them. All are counted, and logged."""
+"""Findings kept in full; a destroyed member would fill memory. All are counted, and logged."""
 
 HELD_MAX = 8
 """Volumes and snapshots named for one damaged place; an image may have a thousand clones."""
 
 GAPS_MAX = 1000
+"""Gaps kept; later ones are not read as pages name their extents."""
 
 
 class Stage(StrEnum):
-    """What a pass looks at, in this order."""
+    """The stages of a pass, in this order."""
 
     SUPERBLOCKS = "superblocks"
     SEGMENTS = "segments"
@@ -23,11 +24,11 @@ class Stage(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What became of a damaged place."""
+    """The outcome of a damaged place."""
 
     REPAIRED = "repaired"
     UNREPAIRED = "unrepaired"
-    """There is a good copy, but the bad one does not take it."""
+    """A good copy exists, but could not be written over the bad one."""
     LOST = "lost"
     """No copy is good."""
 
@@ -46,20 +47,20 @@ class Finding:
     """One damaged place: a piece of a segment whose copies on `members` are bad."""
 
     what: str
-    """`data`, or which kind of metadata."""
+    """`data`, or the kind of metadata."""
     members: list[str]
     segment: int
-    """0 for what lies outside of segments; then `offset` counts from the start of the member."""
+    """0 for a place outside of segments; then `offset` counts from the start of the member."""
     offset: int
     length: int
     problem: str
     outcome: Outcome
     holds: list[Held] = field(default_factory=list)
-    """What reads it; empty for metadata that is about no volume. At most `HELD_MAX`."""
+    """The ranges that read it, at most `HELD_MAX`; empty for metadata that is about no volume."""
 
     @property
     def where(self) -> str:
-        """The place and what it holds, in words."""
+        """The place, its members and the ranges that read it, as text."""
         place = f"segment={self.segment} " if self.segment else ""
         held = "".join(f" {h.export}[{h.offset}+{h.length}]" for h in self.holds)
         return (
@@ -69,7 +70,8 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A part of a segment of which no copy says what it holds; the map does, if it is alive."""
+    """A part of a segment that has no good header and record table on any copy; only the map names
+    the live extents in it."""
 
     segment: int
     start: int
@@ -79,7 +81,7 @@ class Gap:
 @dataclass(slots=True)
 class ScrubPass:
     """One pass over a pool: everything that was live when it began is read, unless it was written
-    anew meanwhile. It goes on from here after whatever stopped it.
+    anew meanwhile. A pass that was stopped continues from these values.
     """
 
     end_segment: int
@@ -91,18 +93,18 @@ class ScrubPass:
     chunk: int = 0
     """Pages of layers before this one, and of this one before this chunk of 1,024, are done."""
     done_bytes: int = 0
-    """Of what was to be read; pieces that died meanwhile count as well."""
+    """Bytes done of those to be read; pieces that died meanwhile count as well."""
     map_bytes: int = 0
-    """Of these, directories and pages."""
+    """The part of these that MapScrub did: metadata, and extents in gaps."""
     read_bytes: int = 0
     seconds: float = 0.0
-    """Time it took, waiting for its rate included, stops not."""
+    """Time that the pass took: waits for its rate count, stops do not."""
     found: int = 0
     repaired: int = 0
     unrepaired: int = 0
     lost: int = 0
     harmless: int = 0
-    """Damaged places that hold nothing alive; they go with their segment."""
+    """Damaged places that hold nothing alive; they are freed with their segment."""
     findings: list[Finding] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     """Members that were not read, or not to the end, and why."""

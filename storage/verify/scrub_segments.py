@@ -1,8 +1,8 @@
-"""Scrubs what lies in one segment of the log or of moved blocks, batch by batch, on every copy.
+"""Scrubs a segment of the log or of moved blocks, batch by batch, on every copy.
 
 The segment itself says what it holds, so cold copies are read in order, at the speed of the
-disks, and without the map. The map is asked when something is bad: whether it is alive, and whose
-it is. What a torn write, or a member that failed, left behind the log is dead, and no damage.
+disks, and without the map. For a bad item the map is asked whether it is alive, and which volumes
+read it. Bytes that a torn write or a failed member left behind the log are dead, and no damage.
 """
 
 from collections.abc import Callable
@@ -34,8 +34,8 @@ class SegmentScrub:
     """Walks segments for one pass.
 
     Args:
-        replayed_from: where replay would start now.
-        durable_commit: everything through this commit is durable.
+        replayed_from: returns the log position where replay would start now.
+        durable_commit: returns the number of the newest durable commit.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class SegmentScrub:
         self._durable_commit = durable_commit
 
     async def run(self, segment: Segment) -> None:
-        """Read one segment. Raises DeviceError when the pool fails."""
+        """Scrub one segment. Raises DeviceError when the pool fails."""
         if segment.role is Role.META:
-            return  # says nothing of itself: its pieces are read as the map names them
+            return  # it does not say what it holds: its pieces are read as the map names them
         place = Place(segment.number, self._roster.superblock.pool_uuid)
-        # What is written from now on is not read: it may still be on its way to the copies.
+        # Bytes written from now on are not read: they may not be on all copies yet.
         end = segment.used_bytes
         at = last_number = 0
         while at + HEADER_BYTES <= end and self._examiner.is_live(segment):
@@ -74,13 +74,13 @@ class SegmentScrub:
                 self._examiner.scrub.gaps.append(gap)
             at = gap.end
 
-    # -- what should be there
+    # -- manifests
 
     async def _manifest(
         self, segment: Segment, place: Place, at: int, end: int, known: Known
     ) -> Manifest | None:
-        """What follows at an offset, as the first copy says whose header and table are good; what
-        was read for it goes to `known`. None when no copy says it.
+        """The manifest of the batches at an offset, made of the first copy with a good header and
+        table there; None if no copy has both. The bytes that were read go to `known`.
         """
         heads: list[tuple[CommitHeader, memoryview]] = []
         for copy in self._examiner.copies(segment):
@@ -96,7 +96,7 @@ class SegmentScrub:
             header = header_at(data, at, place)
             if header is not None and at + header.total_bytes <= end:
                 heads.append((header, data[:HEADER_BYTES]))
-        # Else a table longer than what was read, or one that is good on another copy only.
+        # Else the table may be longer than the bytes read, or be good on another copy only.
         for header, head in heads:
             for copy in self._examiner.copies(segment):
                 table = await self._examiner.read_copy(
@@ -108,7 +108,7 @@ class SegmentScrub:
         return None
 
     async def _next_batch(self, segment: Segment, place: Place, at: int, end: int) -> int | None:
-        """Where the next batch begins, as any copy shows it."""
+        """Offset of the next batch with a good header on any copy, or None."""
         for start in range(at, end, PIECE_BYTES):
             if not self._examiner.is_live(segment):
                 break
@@ -123,7 +123,7 @@ class SegmentScrub:
                 return min(found)
         return None
 
-    # -- what is there
+    # -- examining
 
     async def _examine(self, segment: Segment, manifest: Manifest, known: Known) -> None:
         start = manifest.batches[0].start
@@ -141,18 +141,18 @@ class SegmentScrub:
         await self._examiner.settle(segment, piece, item, describe)
 
     async def _data(self, extents: list[LayerExtents]) -> Subject | None:
-        """What is read from an extent."""
+        """Describe an extent; None if no volume or snapshot reads it."""
         alive = await self._liveness.of(extents)
         holds = []
         for one in alive:
             holds += await self._affected.of_blocks(one.layer, one.blocks, one.a, one.b)
-        if not alive:  # what was moved is still read from here through hints of layers below
+        if not alive:  # hints of descendants may still name the old places of moved blocks
             for each in extents:
                 holds += await self._affected.of_blocks(each.layer, *expand_extents(each))
         return Subject("data", holds) if alive or holds else None
 
     async def _head(self, batch: Batch) -> Subject | None:
-        """A header or a record table is needed for replay, or to tell what else is there."""
+        """Describe a header or a record table; None if neither replay nor live blocks need it."""
         if self._is_replayed(batch):
             return Subject("log")
         return Subject("record table") if await self._liveness.of(batch.records.extents) else None
@@ -164,11 +164,11 @@ class SegmentScrub:
         if not start.commit < number <= self._durable_commit():
             return False
         if lies_in < start.segment and lies_in != start.announced:
-            return False  # the log had left it before
+            return False  # the log had left the segment before
         jumps = self._roster.superblock.jumps
         return not any(jump.after_commit < number and lies_in < jump.segment for jump in jumps)
 
 
 def _is_over(segment: Segment, last_number: int) -> bool:
-    """Whether nothing has to follow: how far a segment is filled is not always known."""
+    """Whether no batch has to follow: `used_bytes` of a segment may be more than it holds."""
     return segment.live_bytes == 0 or 0 < segment.last_commit <= last_number

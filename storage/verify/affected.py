@@ -48,7 +48,7 @@ class Affected:
         return found[:HELD_MAX]
 
     def of_page(self, owner: int, number: int) -> list[Held]:
-        """The ranges for which a page of a layer is read; some blocks may come from other layers."""
+        """The ranges for which a page of a layer is read; some blocks may be of other layers."""
         first, length = number << PAGE_SHIFT + BLOCK_SHIFT, 1 << PAGE_SHIFT + BLOCK_SHIFT
         return [Held(name, first, length) for name, _ in self._exports(owner)[:HELD_MAX]]
 

@@ -89,7 +89,7 @@ class Examiner:
         return member.in_sync and member.index not in self._unreadable
 
     async def read(self, member: Member, offset: int, length: int) -> memoryview:
-        """Read bytes of a member from the medium, at the throttle's rate. Raises as a device does."""
+        """Read from the medium of a member, at the throttle's rate. Raises as a device does."""
         await self._throttle.take(length)
         data = memoryview(await member.read_medium(offset, length))
         self.scrub.read_bytes += length

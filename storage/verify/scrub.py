@@ -5,8 +5,8 @@ superblocks, then segments in the order of their numbers, then the tables, direc
 the map. Data is found from the segments themselves, not from the map: so any amount of it is read
 in order, with one piece of each copy in memory. Only bad items are looked up in the map.
 
-No client waits for a scrub: threads read and hash one piece at a time, and nothing is locked. A pass
-need not read data written after it began, and does not read data freed meanwhile.
+No client waits for a scrub: threads read and hash one piece at a time, without locks. A pass need
+not read data written after it began, and does not read data freed meanwhile.
 """
 
 import logging
@@ -107,7 +107,7 @@ class Scrubber:
                 scrub.skip(f"{member.name}: stale")
 
     async def _name_everything(self) -> None:
-        """Write a checkpoint, so that pages on disk, where gaps are looked up, name all live data."""
+        """Write a checkpoint: then pages on disk, where gaps are looked up, name all live data."""
         try:
             await self._checkpoint()
         except NoSpaceError as error:

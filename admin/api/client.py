@@ -193,7 +193,7 @@ class Client:
         self._request("DELETE", f"{_path(name.volume)}/snapshots/{snapshot}{query}")
 
     def rollback(self, name: SnapshotName, *, disconnect: bool = False) -> VolumeInfo:
-        """Make the volume what the snapshot is; with `disconnect`, also while it has clients."""
+        """Roll a volume back to a snapshot; with `disconnect`, also while it has clients."""
         return self._post(
             VolumeInfo,
             f"{_path(name.volume)}/rollback",

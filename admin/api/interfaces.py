@@ -1,7 +1,7 @@
-"""What the control API needs of a pool, the NBD server and the scheduler.
+"""Protocols of the parts that the control API serves: pool, members, schedules and NBD clients.
 
-`storage.pool.Pool`, `admin.daemon.nbd_service.NbdService` and `admin.daemon.scheduler.Scheduler`
-fit these Protocols; tests bring small ones.
+`storage.pool.Pool`, `admin.daemon.membership.Membership`, `admin.daemon.scheduler.Scheduler` and
+`admin.daemon.nbd_service.NbdService` fit them; tests have small ones.
 """
 
 from collections.abc import AsyncGenerator, Callable
@@ -27,7 +27,7 @@ class MemberControl(Protocol):
         ...
 
     async def grow(self, name: str, size_bytes: int | None) -> MemberInfo:
-        """Use all of a member that has become larger."""
+        """Use all of a member that has become larger; with `size_bytes`, enlarge its file first."""
         ...
 
 
@@ -39,7 +39,7 @@ class Outgoing(Protocol):
         ...
 
     async def close(self) -> None:
-        """Let go of the snapshot."""
+        """Let go of the snapshot, which can then be deleted."""
         ...
 
 
@@ -47,15 +47,15 @@ class Incoming(Protocol):
     """A snapshot that is being received."""
 
     async def feed(self, data: Buffer) -> None:
-        """Take more of the stream."""
+        """Take the next bytes of the stream."""
         ...
 
     async def finish(self) -> str:
-        """Make the snapshot of all that was fed, and return its name, `VOL@SNAP`."""
+        """Make the snapshot of the whole stream, and return its name, `VOL@SNAP`."""
         ...
 
     async def close(self) -> None:
-        """Keep what arrived for another attempt, unless it is finished."""
+        """Unless the snapshot is finished, keep the part that arrived for another attempt."""
         ...
 
 
@@ -76,11 +76,11 @@ class TransferControl(Protocol):
 
 
 class PoolControl(Protocol):
-    """What the control API needs of a pool; methods raise `DeviceError`s."""
+    """The parts of a pool that the control API needs; methods raise `DeviceError`s."""
 
     @property
     def management(self) -> Management:
-        """Volumes, snapshots and schedules: the one list of what can be done with them."""
+        """All operations on volumes, snapshots and schedules."""
         ...
 
     @property
@@ -109,11 +109,11 @@ class ScheduleControl(Protocol):
     """The schedules of automatic snapshots; methods raise `DeviceError`s."""
 
     def infos(self) -> list[ScheduleInfo]:
-        """All schedules, and what became of them."""
+        """All schedules, with the state of their runs."""
         ...
 
     async def set(self, name: str, schedule: Schedule) -> ScheduleInfo:
-        """Set a schedule, or change all of it."""
+        """Set a schedule, or replace the one of that name."""
         ...
 
     async def remove(self, name: str) -> None:
@@ -121,7 +121,7 @@ class ScheduleControl(Protocol):
         ...
 
     async def run_now(self, name: str) -> ScheduleInfo:
-        """Make a snapshot now, and delete what is no longer kept."""
+        """Make the snapshots now, and delete those that are no longer kept."""
         ...
 
 
@@ -129,21 +129,22 @@ class ClientControl(Protocol):
     """The NBD clients, and their exports."""
 
     def clients(self) -> list[ClientInfo]:
-        """Who is connected now, oldest first."""
+        """The connections, oldest first."""
         ...
 
     def exports(self) -> list[ExportInfo]:
-        """What was done with each export that had clients, by name."""
+        """The counts of each export that had clients, sorted by name."""
         ...
 
     async def disconnect(
         self, chosen: Callable[[ClientInfo], bool], reason: str
     ) -> list[ClientInfo]:
-        """End connections, with a moment for requests in flight. Returns who they were, once
-        nothing of them is left and no write of theirs can land.
+        """End the connections of the chosen clients, with a moment for requests in flight.
+
+        Returns these clients, once no write of theirs can still reach a volume.
         """
         ...
 
     def holding(self, concerns: Callable[[str], bool]) -> AbstractContextManager[None]:
-        """Let clients that ask for these exports wait as long as the context lasts."""
+        """Make clients wait for exports of which `concerns` is true, until the context ends."""
         ...

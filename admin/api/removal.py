@@ -73,7 +73,7 @@ class Changes:
         )
 
     async def rollback(self, name: SnapshotName, *, disconnect: bool) -> None:
-        """Make the volume what the snapshot is; raises as `delete_volume`."""
+        """Roll a volume back to a snapshot; raises as `delete_volume`."""
         await self._change(
             lambda export: export == name.volume,
             lambda: self._management.rollback(name.volume, name.snapshot),
@@ -141,7 +141,7 @@ def _refuse_protected(items: Iterable[VolumeInfo | SnapshotInfo]) -> None:
 
 
 def _refusal(what: str, using: list[ClientInfo]) -> str:
-    shown = ", ".join(f"{client.number} ({client.who})" for client in using[:SHOWN_MAX])
+    shown = ", ".join(f"{client.number} ({client.identity})" for client in using[:SHOWN_MAX])
     more = f" and {len(using) - SHOWN_MAX} more" if len(using) > SHOWN_MAX else ""
     exports = dict.fromkeys(client.export for client in using)
     commands = " && ".join(f"cenote client disconnect --export {export}" for export in exports)

@@ -33,7 +33,7 @@ class ClientInfo:
     errors: int
 
     @property
-    def who(self) -> str:
+    def identity(self) -> str:
         """The client's address, with its user and the names in its certificate where known."""
         user = "" if self.uid is None else f" uid={self.uid}"
         names = f" certificate={','.join(self.names)}" if self.names else ""

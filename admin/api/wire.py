@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def encode(value: object) -> Any:
-    """`value` as what `json.dumps` takes: dataclasses by field, enums by value, ids as text."""
+    """`value` in a form for `json.dumps`: dataclasses by field, enums by value, ids as text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)

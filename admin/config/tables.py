@@ -1,6 +1,6 @@
 """Strict reading of TOML tables: callers ask for keys by name and type, other keys are refused.
 
-Messages read `FILE: KEY.PATH: what is wrong; what would be right`.
+Messages read `FILE: KEY.PATH: problem; acceptable values`.
 """
 
 import difflib

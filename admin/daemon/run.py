@@ -1,6 +1,6 @@
 """The daemon: opens or creates the pool, serves it, and stops cleanly.
 
-Nesting, from the outside in; each closes before what is around it:
+Nesting, from the outside in; each part closes before the one around it:
 
     signals           SIGTERM and SIGINT: stop, then hurry
       devices         files and disks, locked
@@ -9,9 +9,9 @@ Nesting, from the outside in; each closes before what is around it:
           API         on HOME/control.sock
           watchers    stop everything when the pool fails; warn when it fills up
 
-READY is told only when the pool is recovered and both listeners answer. Stopping: no new
-clients, a moment for requests that are under way, then the last checkpoint. A second signal
-skips the rest: what was flushed is durable without it.
+The daemon reports READY only when the pool is recovered and the listeners answer. To stop, it takes
+no new clients, gives requests under way a moment, and writes the last checkpoint. A second signal
+skips the rest: flushed data is durable without it.
 """
 
 import gc
@@ -40,8 +40,9 @@ from storage.pool import Pool, PoolSettings, open_pool
 _log = logging.getLogger("cenote.daemon")
 
 YOUNG_OBJECTS = 20_000
-"""So many new objects between two looks for cycles: a commit makes some thousand for a moment.
-With 700, as usual, looking took a tenth of the time of 1 MiB writes; 20,000 take 0.5 ms."""
+"""New objects between two runs of Python's cycle collector; a commit makes some thousand objects
+for a moment. With the default of 700, the runs took a tenth of the time of 1 MiB writes; a run over
+20,000 objects takes 0.5 ms."""
 
 
 def run_daemon(orders: Orders) -> None:
@@ -52,7 +53,7 @@ def run_daemon(orders: Orders) -> None:
         AdminError: creating or serving was refused.
     """
     _raise_descriptor_limit()
-    gc.freeze()  # modules and their functions stay
+    gc.freeze()  # modules and their functions are never garbage
     gc.set_threshold(YOUNG_OBJECTS, *gc.get_threshold()[1:])
     try:
         trio.run(_run, orders)
@@ -137,14 +138,14 @@ async def _opened_pool(
 
 
 def _raise_descriptor_limit() -> None:
-    """Take as many open files as we may have: each client costs one."""
+    """Raise the limit of open files to the hard limit: each client takes one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _first_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that says most: one of ours where there is one, else the first."""
+    """The error to report: a DeviceError or AdminError if the group has one, else the first."""
     ours = group.subgroup((DeviceError, AdminError))
     error: BaseException = ours or group
     while isinstance(error, BaseExceptionGroup):

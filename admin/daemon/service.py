@@ -1,4 +1,4 @@
-"""Serves an open pool: NBD, the control API, and an eye on the pool, until told to stop."""
+"""Serves an open pool over NBD and the control API, and watches it, until told to stop."""
 
 import logging
 import os
@@ -34,13 +34,13 @@ from storage.info import PoolInfo
 _log = logging.getLogger("cenote.daemon")
 
 STOP_GRACE_S = 2.0
-"""How much longer than the NBD server gives its clients a stop may take; it and the API give up
-sooner by themselves."""
+"""Time that a stop may take after the NBD server's grace for its clients; the server and the API
+give up sooner by themselves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What a daemon is told to do. `ready` is called once everything answers."""
+    """The configuration and options of a daemon. `ready` is called once all listeners answer."""
 
     home: Home
     config: Config
@@ -48,26 +48,26 @@ class Orders:
     format_paths: tuple[Path, ...]
     program: str
     home_words: str
-    """` --home DIR` if commands need it to find this daemon."""
+    """` --home DIR` if commands need it to find this daemon, else empty."""
     ready: Callable[[ReadyReport], None]
     tls: ssl.SSLContext | None = None
-    """Certificates, loaded before anything is touched."""
+    """The loaded certificates and key, None without TLS."""
 
 
 class ServedPool(PoolControl, ExportingPool, Protocol):
-    """A pool as it is served."""
+    """The parts of a pool that serving needs."""
 
     failed: trio.Event
     """Set when the pool takes no more writes."""
 
     @property
     def scrubber(self) -> ScrubEngine:
-        """What scrubs it."""
+        """Scrubs the pool."""
         ...
 
     @property
     def failure(self) -> DeviceError | None:
-        """Why it takes none."""
+        """The error for which the pool takes no more writes, or None."""
         ...
 
 
@@ -135,7 +135,7 @@ def _warn_of_configuration(config: Config, info: PoolInfo) -> None:
 
 
 def _suggestions(daemon: DaemonInfo, volumes: list[str], orders: Orders) -> list[str]:
-    """Three commands worth trying next, to be copied."""
+    """Three commands to try next, which can be copied."""
     name = volumes[0] if volumes else "demo"
     first = "volume list" if volumes else f"volume create {name} --size 20G"
     disk = shlex.quote(f"file={daemon.uri(name)},format=raw,if=virtio,discard=unmap")

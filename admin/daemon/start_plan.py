@@ -1,6 +1,6 @@
 """Decides whether a start opens a pool or creates one, so that no data is overwritten.
 
-Pure: takes the content of each member's path, and returns a plan, or refuses and says what to do.
+Pure: takes the content of each member's path; returns a plan, or refuses and says how to go on.
 
     members' paths with a superblock        decision
     some; all other paths are absent        open; storage refuses if an absent member is needed

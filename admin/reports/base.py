@@ -55,7 +55,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
 
 
 def rendered(drawing: object) -> str:
-    """What `rich` would write to stdout for one of its objects, in the colors of that terminal."""
+    """The text that `rich` writes to stdout for one of its objects, in colors on a terminal."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else 10_000

@@ -56,7 +56,7 @@ class DisconnectedReport(Report):
         """Their number, then a line for each."""
         yield line(f"disconnected {counted(len(self.disconnected), 'client')}")
         for client in self.disconnected:
-            yield line(f"  {client.number}  {client.who}, {client.export or 'no export yet'}")
+            yield line(f"  {client.number}  {client.identity}, {client.export or 'no export yet'}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ class ResizedReport(Report):
                 "NBD cannot tell clients of it: they see the old size until they connect anew:"
             )
             for client in self.stale:
-                yield line(f"  {client.number}  {client.who}, sees {human(client.size_bytes)}")
+                yield line(f"  {client.number}  {client.identity}, sees {human(client.size_bytes)}")
 
     def json_value(self) -> Any:
         """The volume's fields, `uri` and `stale_clients`."""

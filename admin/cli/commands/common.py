@@ -51,7 +51,7 @@ class Common:
     as_json: bool = False
 
     def merged(self, home: Path | None, as_json: bool) -> "Common":
-        """These options with those of the command laid over them."""
+        """These options, overridden by those of the command."""
         return Common(home or self.home, as_json or self.as_json)
 
 

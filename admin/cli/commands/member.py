@@ -31,7 +31,7 @@ FileSizeOption = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class AddOptions:
-    """A file or disk to add; `force` gives up what it holds, `yes` skips the question."""
+    """A file or disk to add; `force` gives up its content, `yes` skips the question."""
 
     path: str
     size_bytes: int | None

@@ -156,9 +156,8 @@ async def test_a_schedule_deletes_only_its_own_snapshots(
                 device = pool.open_export(f"v@{made[-1]}")
             elif kind == "cloned":
                 await pool.management.clone("v", made[-1], "c")
-                await pool.management.create_snapshot(
-                    "c", "s"
-                )  # so that its head does not stand on it
+                # Also a clone with a snapshot, whose head is no child of the cloned snapshot.
+                await pool.management.create_snapshot("c", "s")
             elif kind == "renamed":
                 await pool.management.rename_snapshot("v", made[-1], "kept")
             await trio.sleep(60)

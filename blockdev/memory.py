@@ -108,7 +108,7 @@ class MemoryDevice(BlockDevice):
         self._check(0, 0)
 
     async def extents(self, offset: int, length: int) -> list[Extent]:
-        """Call everything data. Raises OutOfRangeError, ClosedError."""
+        """Report all as data. Raises OutOfRangeError, ClosedError."""
         self._check(offset, length)
         return await super().extents(offset, length)
 

@@ -3,7 +3,7 @@
     world = SimulatedWorld(seed=7, cut_at=12)
     disk = SimulatedDisk(world, 64 * MIB)
     ...                                  # raises PowerCut at the twelfth operation
-    disk = disk.reboot()                 # what survived, on a fresh disk
+    disk = disk.reboot()                 # a new disk with the writes that survived
 
 A write goes to the cache, and reads see it; `flush` makes all writes before its call
 durable, a FUA write only itself. `blockdev.simulation.power` says which writes survive a
@@ -217,7 +217,7 @@ class SimulatedDisk(FaultPlan, BlockDevice):
     # Internals
 
     def _alike(self, world: "PowerSupply[SimulatedDisk]") -> "SimulatedDisk":
-        """Add a disk to `world` that holds what is durable on this one."""
+        """Add a disk to `world` with the durable content of this one."""
         return SimulatedDisk(
             world,
             self.size_bytes,
@@ -261,7 +261,7 @@ class SimulatedDisk(FaultPlan, BlockDevice):
         self._keep(replace(write, certain=fua))
 
     def _half_done(self, write: CachedWrite) -> list[tuple[int, int, bytes | None]]:
-        """Return what a failed write leaves: nothing, some sectors or all."""
+        """Return the pieces that a failed write leaves: none, some sectors or all."""
         outcome = self.world.coin.randrange(3)
         if outcome == 0:
             return []

@@ -55,7 +55,7 @@ class Powered(Protocol):
         ...
 
     def copy_into(self, world: Any) -> None:
-        """Make a copy of this device in `world`, with all that a power cut now would settle."""
+        """Add a copy of this device to `world`, with its unflushed writes and those in flight."""
         ...
 
 
@@ -129,8 +129,8 @@ class PowerSupply(Generic[Disk]):
         return after
 
     def copy_as_cut(self) -> Self:
-        """Return a world whose power is cut at this operation, while this world goes on: rebooting
-        it gives what rebooting this world gives if the power goes now.
+        """Return a copy of this world whose power is cut at this operation, while this world goes
+        on: a reboot of the copy gives the disks that a reboot of this world would give now.
         """
         copy = type(self)(
             self.seed,

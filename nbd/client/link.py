@@ -46,9 +46,9 @@ class Link:
     Args:
         dial: opens one connection; raises NbdError.
         random: spreads out attempts to reconnect.
-        ledger: is told when the server may have lost something.
+        ledger: notes a loss when the server may have forgotten its cache.
         on_done: called for every request that ends, before its waiter wakes.
-        on_up: called when connections to the server are there again, with what was agreed.
+        on_up: called with the agreement whenever a connection was opened.
     """
 
     def __init__(

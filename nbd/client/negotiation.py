@@ -59,7 +59,7 @@ class RemoteExport:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """The outcome of a negotiation: `contexts` are those selected, by number."""
+    """The outcome of a negotiation; `contexts`: the selected metadata contexts, by number."""
 
     export: RemoteExport
     mode: Mode

@@ -166,7 +166,7 @@ class Operation:
     def room(self, at: int, length: int) -> memoryview:
         """Return the buffer for a part of a READ that `take` accepted."""
         if self.data is None:
-            # As long as we asked for, whatever the reply claims; untouched memory costs nothing.
+            # The requested length, not the one that the reply claims; untouched memory is free.
             self.data = self.into or np.empty(self.length, np.uint8).data
         assert isinstance(self.data, memoryview)
         start = at - self.offset

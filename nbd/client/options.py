@@ -17,13 +17,13 @@ class ClientOptions:
     `contexts`: metadata contexts to select, where the server has them.
     `extended`: try extended headers, with 64-bit lengths, first.
     `connect_s`: from the first packet to the end of negotiation; a human's patience.
-    `request_s`: how long a request may take. Less than what guests wait for (Linux: 30 s for
+    `request_s`: how long a request may take. Less than guests wait for it (Linux: 30 s for
         a SCSI command, but several times), more than a busy disk needs for a flush.
     `reconnect_s`: how long requests wait for a server that went away; a restart, a failover.
         After that the device has failed for good. 0 fails at the first loss.
-    `backoff_s`, `backoff_max_s`: the pause before trying again, doubled each time, and its end;
-        each is shortened by up to a half by chance, so that clients of one server spread out.
-    `close_s`: how long closing waits for requests in flight and for the server's goodbye.
+    `backoff_s`, `backoff_max_s`: the pause before trying again, doubled each time, and its maximum;
+        each is shortened by up to a half at random, so that clients of one server spread out.
+    `close_s`: how long closing waits for requests in flight and for the server to hang up.
     `requests_max`: requests in flight on one connection. Servers take 16 to 256 at once; more
         than some hundred would only wait there.
     `bytes_in_flight_max`: data of requests in flight on all connections; room for two of the

@@ -79,7 +79,7 @@ class ReplyParser:
 
     Args:
         mode: the form of replies.
-        pending: requests in flight, by cookie; those that finish are taken out.
+        pending: requests in flight, by cookie; the parser removes finished ones.
         contexts: the contexts that the reply to a BLOCK_STATUS must cover, by number.
     """
 

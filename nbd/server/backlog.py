@@ -10,7 +10,7 @@ from nbd.server.sender import Sender
 
 HANGUP_LOOK_S = 0.5
 """Interval of checks whether a client is gone while nothing is read from it. If it reconnects
-sooner, `Server` checks before it lets it in: writes of the old connection must not land later."""
+sooner, the server checks first: writes of the old connection must not land later."""
 
 
 class Backlog:

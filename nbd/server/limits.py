@@ -18,14 +18,14 @@ class Limits:
         a usual limit of 1024.
     `handshake_s`: time for a negotiation, a human's patience; half-open connections then end.
     `option_bytes_max`, `options_max`: see `nbd.server.handshake`.
-    `payload_bytes_max`: longest READ or WRITE. Clients are told it; longer ones are refused.
+    `payload_bytes_max`: longest READ or WRITE. Clients are told it; a longer one is refused.
     `requests_in_flight_max`: requests that wait for the device, per connection. A Linux client
         sends 128 at once; beyond this the server stops reading.
     `bytes_in_flight_max`: their payloads and unsent replies, per connection; room for two of the
         longest requests. One batch and one payload being received come on top.
     `memory_bytes_max`: payloads and replies of all connections together; room for a busy host's
         guests, and little beside the memory of the guests themselves. Each connection costs up to
-        1.5 MiB more for what it receives and for the replies of one batch.
+        1.5 MiB more for its receive buffer and for the replies of one batch.
     `patience_s`: how long clients wait for that memory before a client is dropped that holds some
         and neither sends the rest of its request nor takes its replies.
     `grace_s`: how long a stop waits for requests in flight and for clients to take their replies.

@@ -34,7 +34,7 @@ class Holder(Protocol):
         """Whether the server holds the memory until the client sends or receives more."""
 
     def drop(self, reason: str) -> None:
-        """Close the connection soon and give everything back."""
+        """Close the connection soon and give all its memory back."""
 
 
 @dataclass(slots=True)

@@ -116,7 +116,7 @@ class RequestParser:
             self._start = self._end = 0
             return self._buffer
         if self._start > RECEIVE_BYTES // 2:
-            # What remains is part of one small request, so half the buffer holds the rest.
+            # The bytes left are part of one small request: half the buffer has room for its rest.
             left = self._end - self._start
             self._buffer[:left] = self._buffer[self._start : self._end]
             self._start, self._end = 0, left

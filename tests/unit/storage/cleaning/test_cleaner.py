@@ -1,4 +1,4 @@
-"""The cleaner: what it keeps apart, and that it goes on where room is tight."""
+"""The cleaner keeps hot blocks apart from cold ones, and works when segments are few."""
 
 import random
 
@@ -14,7 +14,7 @@ HOT_BYTES = 2 * MIB
 
 
 async def half_hot(pool: Pool) -> bytearray:
-    """A volume of which the first part is written often, and every segment is partly dead."""
+    """Make a volume whose first part is written often, so that every segment is partly dead."""
     coin = random.Random(5)
     await pool.management.create_volume("v", 16 * MIB)
     image = bytearray()
@@ -36,7 +36,7 @@ async def live_bytes(pool: Pool, role: Role) -> int:
     return sum(segment.live_bytes for segment in pool.table.all() if segment.role is role)
 
 
-async def test_what_is_written_often_is_kept_apart() -> None:
+async def test_hot_and_cold_blocks_go_to_different_segments() -> None:
     members = await new_members()
     async with opened(members) as pool:
         image = await half_hot(pool)
@@ -49,11 +49,11 @@ async def test_what_is_written_often_is_kept_apart() -> None:
     await assert_clean(members)
 
 
-async def test_with_room_for_one_more_segment_victims_are_emptied_still(
+async def test_victims_are_emptied_with_one_free_segment_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     members = await new_members()
-    # Nothing else: on a busy machine a commit or a round of the background came in between.
+    # No timer, no background cleaning: on a busy machine a commit or a round came in between.
     async with opened(members, PoolSettings(flush_interval_s=1e6)) as pool:
         monkeypatch.setattr(pool._reclaimer, "_is_alive", lambda: False)
         image = await half_hot(pool)

@@ -1,4 +1,4 @@
-"""What is written often is told from what is not, in a fixed amount of memory."""
+"""Blocks that are written often are told from the others, in a fixed amount of memory."""
 
 import random
 
@@ -20,14 +20,14 @@ def test_blocks_that_are_written_often_are_hot() -> None:
     assert hot(heat, 5, 7, 1 << 37, 8) == [True, True, False]
 
 
-def test_the_same_block_of_another_layer_is_another_block() -> None:
+def test_one_block_number_counts_separately_in_two_layers() -> None:
     heat = Heat(1 << 16)
     for _ in range(HOT):
         heat.written(5, range(1000))
     assert not any(hot(heat, 6, *range(1000)))
 
 
-def test_the_past_is_forgotten() -> None:
+def test_old_writes_are_forgotten() -> None:
     heat = Heat(1 << 12)
     for _ in range(300):  # more than a counter takes
         heat.written(1, [7])
@@ -38,7 +38,7 @@ def test_the_past_is_forgotten() -> None:
     assert hot(heat, 1, 7) == [False]
 
 
-def test_a_huge_pool_takes_no_more_memory_and_still_finds_what_is_hot() -> None:
+def test_a_huge_pool_takes_no_more_memory_and_its_hot_blocks_are_found() -> None:
     heat = Heat(1 << 40)
     assert heat._counts.nbytes == COUNTERS_MAX
     coin = random.Random(1)

@@ -1,4 +1,4 @@
-"""How writers and the cleaner share what space there is while it is short."""
+"""While space is short, writers keep to the pace at which the cleaner gains it."""
 
 import pytest
 import trio
@@ -19,14 +19,14 @@ async def never() -> None:
 
 
 def short_space(pool: Pool) -> SpaceBudget:
-    """A budget of its own for the table of a pool, in which space is short."""
+    """Make a second budget for the table of a pool, in which space is short."""
     space = SpaceBudget(pool.table, 64 * MIB, never)
     space.is_short = lambda: True
     return space
 
 
 def fill(space: SpaceBudget) -> list[WriteBuffer]:
-    """Open buffers as long as one may be opened."""
+    """Open buffers until no more may be opened."""
     filled: list[WriteBuffer] = []
     while blocks := space.grant(0, unbounded=False, queue=filled):
         buffer = WriteBuffer(blocks, 0.0)
@@ -36,9 +36,9 @@ def fill(space: SpaceBudget) -> list[WriteBuffer]:
     return filled
 
 
-async def test_writers_take_no_more_than_the_cleaner_nets() -> None:
-    """Goal: what is in memory counts. Else all of it could be filled before the first buffer was
-    written, and what is free was gone each time some came back.
+async def test_writers_take_no_more_space_than_the_cleaner_gains() -> None:
+    """Goal: buffers in memory count as taken. Else writers could fill all of the memory before the
+    first buffer was written, and would take all free space whenever some came back.
     """
     async with opened(await new_members()) as pool:
         space = short_space(pool)
@@ -53,7 +53,7 @@ async def test_writers_take_no_more_than_the_cleaner_nets() -> None:
         assert 0 < sum(b.capacity for b in fill(space)) * BLOCK_BYTES <= 2 * MIB + one
 
 
-async def test_losses_of_the_cleaner_are_not_held_against_writers_for_long() -> None:
+async def test_a_loss_of_the_cleaner_does_not_stop_writers_for_long() -> None:
     async with opened(await new_members()) as pool:
         space = short_space(pool)
         space.gained(-100 * MIB)
@@ -62,11 +62,11 @@ async def test_losses_of_the_cleaner_are_not_held_against_writers_for_long() -> 
         assert fill(space) != []
 
 
-async def test_who_waits_while_space_is_made_goes_on_when_there_is_some(
+async def test_a_waiting_writer_continues_as_soon_as_there_is_space(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Goal: a writer does not run a checkpoint himself, to the end of which he would wait, though
-    what the one under way gives back is enough.
+    """Goal: a writer does not run a checkpoint of its own, and wait for its end, if the checkpoint
+    under way frees enough space.
     """
     async with opened(await new_members()) as pool:
         await pool.management.create_volume("v", MIB)
@@ -91,7 +91,7 @@ async def test_who_waits_while_space_is_made_goes_on_when_there_is_some(
 
 
 class Job:
-    """Work that ends when it is told to."""
+    """A job that ends when `done` is set."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -105,8 +105,8 @@ class Job:
             raise DeviceError("it failed")
 
 
-async def test_all_who_call_while_work_is_done_share_the_next_run() -> None:
-    """Goal: nobody is served by a run that began before he called."""
+async def test_all_calls_made_during_a_run_share_the_next_run() -> None:
+    """Goal: no call returns because of a run that began before the call."""
     job = Job()
     shared = SharedRun(job)
     async with trio.open_nursery() as nursery:
@@ -121,7 +121,7 @@ async def test_all_who_call_while_work_is_done_share_the_next_run() -> None:
     assert job.runs == 3
 
 
-async def test_a_failed_run_serves_nobody() -> None:
+async def test_a_failed_run_counts_for_no_other_call() -> None:
     job = Job()
     job.failing = True
     job.done.set()

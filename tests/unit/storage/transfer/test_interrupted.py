@@ -1,4 +1,4 @@
-"""Receiving that is interrupted: nothing half is ever taken for whole, and it goes on."""
+"""Interrupted receiving: a part is never taken for the whole snapshot, and receiving continues."""
 
 import random
 from dataclasses import replace
@@ -32,14 +32,14 @@ PARTIAL = "v+receiving"
 
 
 def partial_of(pool: Pool) -> tuple[int, str]:
-    """Position and token of what is being received into v."""
+    """Position and token of the snapshot that is being received into v."""
     info = pool.management.volume(PARTIAL).receiving
     assert info is not None
     return info.position_bytes, info.token
 
 
 async def prepared(ours: Pool, theirs: Pool) -> bytes:
-    """Both have v@one; the stream is the difference to v@two, some 2 MiB in many records."""
+    """Give both pools v@one; return the difference from it to v@two, some 2 MiB in many records."""
     await new_volume(ours, mib=16)
     await receive(theirs, await sent(ours, "v@one"), "v")
     coin = random.Random(5)
@@ -59,9 +59,9 @@ async def prepared(ours: Pool, theirs: Pool) -> bytes:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_going_on_until_it_is_whole(seed: int) -> None:
-    """Goal: however often it is interrupted, also by restarts, the result is the same, and what
-    arrived is not sent again."""
+async def test_receiving_continues_until_the_snapshot_is_whole(seed: int) -> None:
+    """Goal: however often a stream is interrupted, also by restarts, the result is the same, and
+    content that has arrived is not sent again."""
     coin = random.Random(seed)
     ours_members, theirs_members = await new_members(), await new_members()
     async with opened(ours_members) as ours:
@@ -95,7 +95,7 @@ async def test_going_on_until_it_is_whole(seed: int) -> None:
     await assert_clean(theirs_members)
 
 
-async def test_a_stream_that_is_cut_or_damaged_is_never_taken() -> None:
+async def test_a_cut_or_damaged_stream_never_makes_a_snapshot() -> None:
     async with two_pools(256) as (ours, theirs):
         stream = await prepared(ours, theirs)
         before = await content(theirs, "v")
@@ -116,7 +116,7 @@ async def test_a_stream_that_is_cut_or_damaged_is_never_taken() -> None:
         with pytest.raises(StreamError, match="something follows"):
             await receive(theirs, stream + stream, "v", piece=len(stream))
         assert len(theirs.management.snapshots()) == 1
-        # What came before the damage is good, and not sent again.
+        # Content before the damage is kept, and not sent again.
         position, token = partial_of(theirs)
         assert position == ours.management.volume("v").size_bytes or position > 8 * MIB
         rest = await sent(ours, "v@two", resume=token)
@@ -125,8 +125,8 @@ async def test_a_stream_that_is_cut_or_damaged_is_never_taken() -> None:
         assert await content(theirs, "v") == await content(ours, "v")
 
 
-async def test_what_is_half_is_nothing_but_that() -> None:
-    """It cannot be used, only deleted; what it stands on cannot be taken away unseen."""
+async def test_a_partly_received_volume_can_only_be_deleted() -> None:
+    """It cannot be used otherwise, and the target volume cannot be renamed meanwhile."""
     async with two_pools() as (ours, theirs):
         stream = await prepared(ours, theirs)
         await receive(theirs, stream[:500_000], "v", finish=False)
@@ -153,13 +153,13 @@ async def test_what_is_half_is_nothing_but_that() -> None:
             await theirs.management.rename_volume("v", "w")
         with pytest.raises(InvalidArgumentError, match="not whole"):
             await receive(theirs, await sent(ours, "v@one"), PARTIAL)
-        # What it takes is told, as of any volume.
+        # Its space is reported, as that of any volume.
         await theirs.checkpoint()
         by_name = {one.name: one for one in theirs.volume_space()}
         assert by_name[PARTIAL].stored_bytes > by_name["v@one"].stored_bytes
         assert theirs.volume_space(PARTIAL)[0] == by_name[PARTIAL]
-        # Its base may be deleted: it stays below as long as it is needed. But then nothing else
-        # holds what the volume does.
+        # Its base may be deleted: the layer stays as long as it is needed. But then no snapshot
+        # holds the data of the volume any more.
         await theirs.management.delete_snapshot("v", "one")
         await theirs.checkpoint()
         rest = await sent(ours, "v@two", resume=partial_of(theirs)[1])
@@ -169,7 +169,7 @@ async def test_what_is_half_is_nothing_but_that() -> None:
         assert await content(theirs, "v@two") == await content(ours, "v@two")
 
 
-async def test_another_stream_does_not_go_on_there() -> None:
+async def test_another_stream_does_not_continue_an_interrupted_one() -> None:
     async with two_pools() as (ours, theirs):
         stream = await prepared(ours, theirs)
         await receive(theirs, stream[:500_000], "v", finish=False)
@@ -195,7 +195,7 @@ async def test_another_stream_does_not_go_on_there() -> None:
             await receive(theirs, await sent(ours, "v@one"), "w")
 
 
-async def test_tokens() -> None:
+async def test_wrong_tokens_are_refused() -> None:
     async with two_pools() as (ours, theirs):
         stream = await prepared(ours, theirs)
         await receive(theirs, stream[:500_000], "v", finish=False)
@@ -226,7 +226,7 @@ async def test_tokens() -> None:
             await send("v@two")
 
 
-async def test_one_at_a_time() -> None:
+async def test_a_volume_receives_one_stream_at_a_time() -> None:
     async with two_pools() as (ours, theirs):
         stream = await prepared(ours, theirs)
         first = theirs.transfers.receive("v")
@@ -241,7 +241,7 @@ async def test_one_at_a_time() -> None:
         assert [v.name for v in theirs.management.volumes()] == ["v"]
 
 
-async def test_a_client_that_looks_at_the_end_is_waited_for() -> None:
+async def test_the_last_step_waits_for_a_client_that_closes_soon() -> None:
     async with two_pools() as (ours, theirs):
         stream = await prepared(ours, theirs)
         receiving = theirs.transfers.receive("v")
@@ -251,7 +251,7 @@ async def test_a_client_that_looks_at_the_end_is_waited_for() -> None:
             await receiving.finish()
         await receiving.close()
         await handle.close()
-        # All of it is there: nothing but the end is sent again.
+        # All content is there: only the end of the stream is sent again.
         rest = await sent(ours, "v@two", resume=partial_of(theirs)[1])
         assert len(rest) < 300
         handle = theirs.open_export("v")
@@ -262,7 +262,7 @@ async def test_a_client_that_looks_at_the_end_is_waited_for() -> None:
         assert await content(theirs, "v") == await content(ours, "v")
 
 
-async def test_a_full_pool_ends_it_and_it_goes_on_with_room() -> None:
+async def test_a_full_pool_interrupts_receiving_which_continues_with_room() -> None:
     ours_members, theirs_members = await new_members(), await new_members(mib=24)
     async with opened(ours_members) as ours, opened(theirs_members) as theirs:
         await ours.management.create_volume("v", 16 * MIB)
@@ -284,7 +284,7 @@ async def test_a_full_pool_ends_it_and_it_goes_on_with_room() -> None:
 
 
 async def test_a_sender_that_fails_says_why() -> None:
-    """Blocks without a good copy: nothing wrong is sent, and the other side knows."""
+    """Blocks have no good copy: no wrong byte is sent, and the receiver gets the reason."""
     ours_members, theirs_members = await new_members(), await new_members()
     async with opened(ours_members) as ours:
         await new_volume(ours)
@@ -299,8 +299,8 @@ async def test_a_sender_that_fails_says_why() -> None:
         assert theirs.management.snapshots() == []
 
 
-async def test_progress_is_noted_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that a crash costs little: see also the tests of power cuts."""
+async def test_the_position_is_noted_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So little is sent again after a crash; see also the tests of power cuts."""
     monkeypatch.setattr(receive_module, "NOTE_BYTES", 256 << 10)
     async with two_pools() as (ours, theirs):
         await new_volume(ours)
@@ -315,7 +315,7 @@ async def test_progress_is_noted_on_the_way(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 async def test_snapshots_of_earlier_versions_get_an_identity() -> None:
-    """Goal: catalogues and logs without identities load, and each snapshot gets the same one
+    """Goal: catalogues and logs without identities load, and each snapshot gets the same identity
     every time."""
     members = await new_members()
     async with opened(members) as pool:
@@ -342,7 +342,7 @@ async def test_snapshots_of_earlier_versions_get_an_identity() -> None:
         assert found == [s.identity for s in again.volumes["v"].snapshots.values()]
 
 
-async def test_identities_last() -> None:
+async def test_identities_outlive_renaming_and_restarts() -> None:
     members = await new_members()
     async with opened(members) as pool:
         await new_volume(pool)

@@ -40,7 +40,7 @@ def take_into(found: list[Event], stream: bytes, piece: int = 1 << 20) -> None:
 
 
 def events_of(stream: bytes, piece: int = 1 << 20) -> list[Event]:
-    """All of a whole stream. Raises StreamError, FormatVersionError."""
+    """All events of a whole stream. Raises StreamError, FormatVersionError."""
     found = list[Event]()
     take_into(found, stream, piece)
     return found
@@ -153,8 +153,8 @@ def test_any_truncation_is_noticed() -> None:
             events_of(stream[:end])
 
 
-def test_any_wrong_byte_is_noticed_where_it_is() -> None:
-    """Nothing of a record is given out before all of it was checked."""
+def test_any_wrong_byte_is_noticed_before_its_record_is_taken() -> None:
+    """No event is made of a record before all of the record was verified."""
     stream = example()
     good = events_of(stream)
     for at in range(len(stream)):
@@ -179,7 +179,7 @@ def records_of(stream: bytes) -> list[bytes]:
 
 
 def test_records_that_are_missing_doubled_or_swapped_are_noticed() -> None:
-    """Also between streams: the records of one do not fit another, though they say the same."""
+    """Also between streams: equal records of one stream do not fit into another."""
     parts = records_of(example())
     elsewhere = Encoder(replace(HEADER, snapshot=UUID(int=8)))
     wrong = [parts[:i] + parts[i + 1 :] for i in range(len(parts))]
@@ -192,7 +192,7 @@ def test_records_that_are_missing_doubled_or_swapped_are_noticed() -> None:
 
 
 def sealed(kind: int, form: int, offset: int, length: int, payload: bytes, claim: int) -> bytes:
-    """A header and one record whose checksum is right, whatever it says."""
+    """A header and one record with a right checksum and these fields, which may be wrong."""
     start = Encoder(HEADER).header()
     (chain,) = struct.unpack_from("<Q", start, 72)
     head = struct.pack("<HHIQQ", kind, form, claim, offset, length)
@@ -225,7 +225,7 @@ def sealed(kind: int, form: int, offset: int, length: int, payload: bytes, claim
         (4, 0, 0, 0, b"x" * 1025),
     ],
 )
-def test_what_cannot_be_is_refused_though_its_checksum_is_right(
+def test_an_impossible_record_with_a_right_checksum_is_refused(
     kind: int, form: int, offset: int, length: int, payload: bytes
 ) -> None:
     with pytest.raises(StreamError):
@@ -233,8 +233,8 @@ def test_what_cannot_be_is_refused_though_its_checksum_is_right(
 
 
 @pytest.mark.parametrize(("kind", "claim"), [(1, 2**32 - 1), (2, 1 << 20), (3, 33), (4, 1 << 30)])
-def test_a_length_alone_is_not_believed(kind: int, claim: int) -> None:
-    """Rule R18: refused at once, not when so many bytes have come."""
+def test_a_length_that_is_too_large_is_refused_at_once(kind: int, claim: int) -> None:
+    """R18: not only after so many bytes have arrived."""
     decoder = Decoder()
     decoder.receive(sealed(kind, 1, 0, BLOCK, b"", claim))
     decoder.next_event()
@@ -243,7 +243,7 @@ def test_a_length_alone_is_not_believed(kind: int, claim: int) -> None:
 
 
 @pytest.mark.parametrize("payload", [b"\xff" * 40, b"\x0f", b"\x10a"])
-def test_what_does_not_expand_is_refused(payload: bytes) -> None:
+def test_a_payload_that_does_not_expand_is_refused(payload: bytes) -> None:
     stream = sealed(1, 1, 0, BLOCK, payload, len(payload))
     decoder = Decoder()
     decoder.receive(stream)
@@ -254,7 +254,7 @@ def test_what_does_not_expand_is_refused(payload: bytes) -> None:
         event.content()
 
 
-def test_a_sender_that_gives_up_says_why_and_is_not_whole() -> None:
+def test_a_sender_that_gives_up_says_why() -> None:
     encoder = Encoder(HEADER)
     stream = encoder.header() + encoder.data(0, b"x" * BLOCK) + encoder.failed("disk \u00fc" * 400)
     *_, last = events_of(stream)
@@ -262,7 +262,7 @@ def test_a_sender_that_gives_up_says_why_and_is_not_whole() -> None:
     assert last.message.startswith("disk \u00fcdisk")
 
 
-def test_other_versions_are_refused_by_name() -> None:
+def test_other_versions_are_refused_with_their_number() -> None:
     stream = bytearray(example())
     stream[8] = 2
     with pytest.raises(FormatVersionError, match="newer cenote"):

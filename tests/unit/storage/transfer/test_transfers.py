@@ -1,4 +1,4 @@
-"""Snapshots sent from pool to pool: what arrives, and what is refused."""
+"""Snapshots sent from pool to pool: the content that arrives, and the refusals."""
 
 import random
 from collections.abc import AsyncIterator
@@ -34,13 +34,13 @@ async def content(pool: Pool, name: str) -> bytes:
 
 
 async def new_volume(pool: Pool, name: str = "v", mib: int = 4) -> None:
-    """With a snapshot `one`."""
+    """Make a volume with data and a snapshot `one`."""
     await pool.management.create_volume(name, mib * MIB)
     await write(pool, name, 0, random.Random(name).randbytes(MIB))
     await pool.management.create_snapshot(name, "one")
 
 
-# What arrives
+# Content
 
 
 async def test_a_chain_of_snapshots_arrives() -> None:
@@ -70,12 +70,12 @@ async def test_a_chain_of_snapshots_arrives() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_any_two_snapshots_of_random_families(seed: int) -> None:
-    """Goal: after clones, rollbacks, promotions, merges and so on, any snapshot is made of any
-    other by a stream.
+async def test_the_difference_of_any_two_snapshots_arrives(seed: int) -> None:
+    """Goal: after clones, rollbacks, promotions, merges and so on, a stream turns any snapshot into
+    any other.
 
     Method: histories as in the tests of merges. In another pool, receive one snapshot, then the
-    difference to a second; both read as they should, in all of the chain.
+    difference to a second; both snapshots and the volume read as they should.
     """
     coin = random.Random(seed)
     async with two_pools(256) as (ours, theirs):
@@ -94,8 +94,8 @@ async def test_any_two_snapshots_of_random_families(seed: int) -> None:
                 await theirs.management.delete_volume(f"t{turn}", snapshots=True)
 
 
-async def test_since_a_snapshot_that_was_rolled_back() -> None:
-    """The newer snapshot is no ancestor any more; the difference to it is still right."""
+async def test_the_difference_to_a_rolled_back_snapshot_arrives() -> None:
+    """The base is no ancestor of the snapshot any more; the difference to it is still right."""
     async with two_pools() as (ours, theirs):
         await new_volume(ours)
         await write(ours, "v", 0, b"dropped" * BLOCK)
@@ -110,7 +110,7 @@ async def test_since_a_snapshot_that_was_rolled_back() -> None:
 
 
 async def test_a_clone_arrives_as_a_clone() -> None:
-    """The base is found by what it is, whatever it and its volume are called there."""
+    """The base is found by its identity, not by the names of snapshot and volume."""
     async with two_pools() as (ours, theirs):
         await new_volume(ours)
         await ours.management.clone("v", "one", "c")
@@ -126,8 +126,8 @@ async def test_a_clone_arrives_as_a_clone() -> None:
         assert theirs.info().live_bytes < 1.2 * MIB
 
 
-async def test_sizes_follow_and_what_was_behind_stays_hidden() -> None:
-    """Rule R12, on the other side: shrinking and growing again shows zeroes."""
+async def test_sizes_follow_and_growing_again_shows_zeroes() -> None:
+    """R12, in the receiving pool."""
     async with two_pools() as (ours, theirs):
         await new_volume(ours)
         await write(ours, "v", 4 * MIB - BLOCK, b"secret" * 600)
@@ -146,11 +146,11 @@ async def test_sizes_follow_and_what_was_behind_stays_hidden() -> None:
         assert await content(theirs, "v") == await content(ours, "v")
 
 
-# How much is sent
+# Size
 
 
-async def test_the_size_follows_what_changed() -> None:
-    """Goal: a stream is as long as the changed blocks, and no read is wasted on others."""
+async def test_a_stream_is_as_long_as_the_changed_blocks() -> None:
+    """Goal: neither unchanged blocks nor ranges that were never written are sent."""
     async with two_pools(256) as (ours, _):
         await ours.management.create_volume("v", 1 << 50)
         coin = random.Random(3)
@@ -176,7 +176,7 @@ async def test_the_size_follows_what_changed() -> None:
         assert len(await sent(ours, "v@same")) < 300
 
 
-async def test_a_stream_comes_in_pieces() -> None:
+async def test_a_stream_comes_in_bounded_pieces() -> None:
     """Memory is bounded by windows, and the reader sets the pace."""
     async with two_pools() as (ours, _):
         await ours.management.create_volume("v", 32 * MIB)
@@ -190,8 +190,8 @@ async def test_a_stream_comes_in_pieces() -> None:
         assert len(sizes) >= 10
 
 
-async def test_a_stream_is_of_one_moment() -> None:
-    """Writes, snapshots, checkpoints and deletions go on while it is sent."""
+async def test_a_stream_has_the_content_of_its_snapshots_despite_changes() -> None:
+    """Writes, snapshots, checkpoints and deletions go on while the stream is sent."""
     async with two_pools(128) as (ours, theirs):
         await new_volume(ours, mib=32)
         for step in range(8):
@@ -218,7 +218,7 @@ async def test_a_stream_is_of_one_moment() -> None:
         assert await content(theirs, "v") == expected
 
 
-# What is refused
+# Refusals
 
 
 async def test_a_difference_needs_its_base() -> None:
@@ -229,13 +229,13 @@ async def test_a_difference_needs_its_base() -> None:
         uuid = ours.management.snapshots("v")[0].uuid
         with pytest.raises(BaseMissingError, match=rf"v@one \({uuid}\), which this pool does not"):
             await receive(theirs, stream, "v")
-        await new_volume(theirs)  # the same name and the same bytes, but not that snapshot
+        await new_volume(theirs)  # the same name and the same bytes, but another identity
         with pytest.raises(BaseMissingError, match="which volume v does not have"):
             await receive(theirs, stream, "v")
         assert [v.name for v in theirs.management.volumes()] == ["v"]
 
 
-async def test_what_is_in_the_way_is_said() -> None:
+async def test_a_snapshot_that_cannot_be_received_is_refused() -> None:
     async with two_pools() as (ours, theirs):
         await new_volume(ours)
         whole = await sent(ours, "v@one")
@@ -260,7 +260,7 @@ async def test_what_is_in_the_way_is_said() -> None:
         await receive(theirs, stream, "v")
 
 
-async def test_what_was_written_there_is_not_dropped_unasked() -> None:
+async def test_data_written_in_the_receiving_volume_is_not_dropped_unasked() -> None:
     async with two_pools() as (ours, theirs):
         await new_volume(ours)
         await receive(theirs, await sent(ours, "v@one"), "v")
@@ -270,7 +270,7 @@ async def test_what_was_written_there_is_not_dropped_unasked() -> None:
         await write(theirs, "v", 0, b"theirs")
         with pytest.raises(InUseError, match="rollback"):
             await receive(theirs, stream, "v")
-        # Under a name that goes away again it is not kept either.
+        # A snapshot of it that is deleted again does not keep it either.
         await theirs.management.create_snapshot("v", "kept")
         await theirs.management.delete_snapshot("v", "kept")
         with pytest.raises(InUseError, match="--discard"):
@@ -288,7 +288,7 @@ async def test_what_was_written_there_is_not_dropped_unasked() -> None:
         assert await content(theirs, "v") == await content(ours, "v")
 
 
-async def test_what_cannot_be_sent() -> None:
+async def test_only_snapshots_can_be_sent() -> None:
     async with two_pools() as (ours, _):
         await new_volume(ours)
         for name, since, words in (

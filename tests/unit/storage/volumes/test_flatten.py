@@ -1,4 +1,4 @@
-"""Flattening: a clone gets copies of all it inherits, and stands alone, whatever happens."""
+"""Flattening: a clone gets copies of all that it inherits, and is independent afterwards."""
 
 import random
 from contextlib import suppress
@@ -20,7 +20,7 @@ FAST = PoolSettings(flush_interval_s=0.01, checkpoint_interval_s=0.05)
 
 
 async def flattened(pool: Pool, name: str) -> None:
-    """Wait until a volume stands alone."""
+    """Wait until the flattening of a volume is finished."""
     with trio.fail_after(60):
         while pool.management.volume(name).flattening is not None:
             await trio.sleep(0.005)
@@ -43,7 +43,7 @@ async def members() -> list[MemberDevice]:
 
 
 async def filled(pool: Pool, name: str, seed: int, *, dense: bool = True) -> bytearray:
-    """A volume with blocks here and there, or in most places."""
+    """Make a volume with data in most blocks, or (not `dense`) in a few; returns its content."""
     coin = random.Random(seed)
     image = bytearray(SIZE)
     await pool.management.create_volume(name, SIZE)
@@ -58,7 +58,7 @@ async def filled(pool: Pool, name: str, seed: int, *, dense: bool = True) -> byt
 async def scribble(
     pool: Pool, name: str, image: bytearray, coin: random.Random, times: int = 20
 ) -> None:
-    """Write and trim at random."""
+    """Write and trim at random, in the volume and in `image`."""
     for _ in range(times):
         block = coin.randrange(SIZE // BLOCK - 20)
         count = coin.choice([1, 1, 3, 20]) if times > 5 else 1
@@ -75,8 +75,8 @@ async def scribble(
 
 
 @pytest.mark.parametrize("dense", [True, False])
-async def test_a_clone_stands_alone(members: list[MemberDevice], dense: bool) -> None:
-    """Goal: the origin can go without a trace, and nothing of the clone with it."""
+async def test_a_flattened_clone_needs_no_origin(members: list[MemberDevice], dense: bool) -> None:
+    """Goal: all of the origin can be deleted, and the clone keeps its content."""
     async with opened(members) as pool:
         image = await filled(pool, "v", 1, dense=dense)
         await pool.management.create_snapshot("v", "s")
@@ -98,7 +98,7 @@ async def test_a_clone_stands_alone(members: list[MemberDevice], dense: bool) ->
     async with opened(members) as pool:
         assert await read(pool, "c", 0, SIZE) == image
         stored = pool.info().live_bytes
-        # As much as the same volume takes that never had an origin.
+        # A volume with the same content that never had an origin takes as much.
         await pool.management.create_volume("other", SIZE)
         await write(pool, "other", 0, bytes(image))
         await settle(pool)
@@ -109,14 +109,14 @@ async def test_a_clone_stands_alone(members: list[MemberDevice], dense: bool) ->
 
 @pytest.mark.parametrize("dense", [True, False])
 @pytest.mark.parametrize("seed", range(3))
-async def test_with_snapshots_of_its_own(
+async def test_the_snapshots_of_a_flattened_clone_are_independent_too(
     members: list[MemberDevice], dense: bool, seed: int
 ) -> None:
-    """Goal: the snapshots stand alone too, those made before and those made meanwhile.
+    """Goal: snapshots made before and during the flattening need nothing of the origin either.
 
-    Method: pages of all of them on disk before, so that their deltas count from bases of the
+    Method: write pages of all snapshots to disk first, so that their deltas count from bases of the
     origin; delete the origin and read everything again after a restart. Sparse volumes have
-    deltas all over, dense ones bases.
+    deltas everywhere, dense ones bases.
     """
     coin = random.Random(seed)
     times = 20 if dense else 4
@@ -136,8 +136,8 @@ async def test_with_snapshots_of_its_own(
             await pool.management.create_snapshot("c", f"more{i}")
             images[f"c@more{i}"] = bytes(image)
             await trio.sleep(0.01)
-        await pool.management.clone("c", "one", "below")
-        images["below"] = images["c@one"]
+        await pool.management.clone("c", "one", "grandchild")
+        images["grandchild"] = images["c@one"]
         await flattened(pool, "c")
         images["c"] = bytes(image)
         assert parents(pool)["c"] is None
@@ -154,7 +154,7 @@ async def test_with_snapshots_of_its_own(
         for name in ("one", "more1", "two"):
             await pool.management.delete_snapshot("c", name)
         await settle(pool)
-        for name in ("c", "c@more3", "below"):
+        for name in ("c", "c@more3", "grandchild"):
             assert await read(pool, name, 0, SIZE) == images[name], name
     await assert_clean(members)
 
@@ -162,9 +162,9 @@ async def test_with_snapshots_of_its_own(
 async def test_writes_of_clients_win(
     members: list[MemberDevice], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Goal: a copy never comes behind what a client writes, and no client waits for one.
+    """Goal: a copy is never logged after a client's write of its block, and no client waits for it.
 
-    Method: many writers at once while every read of a copy takes its time.
+    Method: many writers at once, while each read for a copy is slow.
     """
     async with opened(members, FAST) as pool:
         image = await filled(pool, "v", 7)
@@ -208,7 +208,7 @@ async def test_writes_of_clients_win(
     await assert_clean(members)
 
 
-async def test_it_goes_on_after_a_restart(members: list[MemberDevice]) -> None:
+async def test_flattening_continues_after_a_restart(members: list[MemberDevice]) -> None:
     async with opened(members) as pool:
         image = await filled(pool, "v", 3)
         await pool.management.create_snapshot("v", "s")
@@ -224,7 +224,7 @@ async def test_it_goes_on_after_a_restart(members: list[MemberDevice]) -> None:
     await assert_clean(members)
 
 
-async def test_it_can_be_called_off(members: list[MemberDevice]) -> None:
+async def test_flattening_can_be_stopped(members: list[MemberDevice]) -> None:
     async with opened(members) as pool:
         image = await filled(pool, "v", 4)
         await pool.management.create_snapshot("v", "s")
@@ -242,10 +242,10 @@ async def test_it_can_be_called_off(members: list[MemberDevice]) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_the_family_changes_meanwhile(members: list[MemberDevice], seed: int) -> None:
-    """Goal: whatever becomes of the volume, its snapshots and its origin, nothing goes wrong.
+async def test_the_family_may_change_meanwhile(members: list[MemberDevice], seed: int) -> None:
+    """Goal: no change of the volume, its snapshots or its origin harms the content.
 
-    Method: rename, promote, roll back, delete, snapshot at random while it is flattened.
+    Method: rename, promote, roll back, delete, snapshot at random while the volume is flattened.
     """
     coin = random.Random(seed)
     async with opened(members, FAST) as pool:
@@ -312,7 +312,7 @@ async def test_a_full_pool_keeps_room_for_clients(
                 await trio.sleep(0.01)
         assert state is not None
         assert "copies wait for room" in str(state.error)
-        # The cleaner may hold all that is free for a moment; a client waits then, and gets it.
+        # The cleaner may hold all free space for a moment; a client waits then, and gets some.
         await write(pool, "w", 20 * MIB, coin.randbytes(MIB))
         await pool.management.delete_volume("w")
         await flattened(pool, "c")
@@ -323,7 +323,7 @@ async def test_a_full_pool_keeps_room_for_clients(
 
 
 def family_that_merges() -> Catalogue:
-    """A clone whose uppermost layer, 3, goes into its head, 4: its only snapshot was deleted."""
+    """A clone whose branch layer, 3, is merged into its head, 4: its only snapshot was deleted."""
     catalogue = Catalogue()
     family: list[Operation] = [
         {"op": "create", "v": "v", "size": MIB, "head": 1, "at": "now"},
@@ -345,9 +345,9 @@ FLATTENING: list[Operation] = [
 
 
 @pytest.mark.parametrize("carried_out", range(3))
-def test_it_is_the_same_whether_a_layer_is_merged_before_or_after(carried_out: int) -> None:
-    """Goal: an operation in the log fits, and does the same, although a checkpoint that was under
-    way has merged the layer that it names.
+def test_flattening_gives_the_same_catalogue_whenever_its_layer_is_merged(carried_out: int) -> None:
+    """Goal: an operation in the log is applicable, with the same result, although a checkpoint that
+    was under way has merged the layer that the operation names.
     """
     other = family_that_merges()
     for operation in FLATTENING:

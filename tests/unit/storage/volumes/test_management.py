@@ -13,7 +13,7 @@ from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, rea
 BLOCK = 4096
 
 
-async def test_a_clone_of_a_volume_as_it_is_now() -> None:
+async def test_a_clone_without_a_snapshot_has_the_present_content() -> None:
     members = await new_members()
     async with opened(members) as pool:
         await pool.management.create_volume("v", MIB)
@@ -33,7 +33,7 @@ async def test_a_clone_of_a_volume_as_it_is_now() -> None:
     await assert_clean(members)
 
 
-async def test_a_group_is_one_point_in_time() -> None:
+async def test_a_group_of_snapshots_is_one_commit() -> None:
     members = await new_members()
     async with opened(members) as pool:
         for name in "ab":
@@ -56,7 +56,7 @@ async def test_a_group_is_one_point_in_time() -> None:
     await assert_clean(members)
 
 
-async def test_names_change_and_origins_follow() -> None:
+async def test_origins_follow_renamed_volumes_and_snapshots() -> None:
     members = await new_members()
     async with opened(members) as pool:
         await pool.management.create_volume("v", MIB)
@@ -85,7 +85,7 @@ async def test_names_change_and_origins_follow() -> None:
     await assert_clean(members)
 
 
-async def test_promoting_a_clone_turns_the_family_around() -> None:
+async def test_a_promoted_clone_gets_the_common_snapshots_and_becomes_the_origin() -> None:
     members = await new_members()
     async with opened(members) as pool:
         await pool.management.create_volume("v", MIB)
@@ -109,7 +109,7 @@ async def test_promoting_a_clone_turns_the_family_around() -> None:
     await assert_clean(members)
 
 
-async def test_what_is_protected_stays() -> None:
+async def test_protected_volumes_and_snapshots_are_not_deleted() -> None:
     members = await new_members()
     async with opened(members) as pool:
         await pool.management.create_volume("v", MIB)
@@ -163,7 +163,7 @@ async def test_odd_notes_are_refused(notes: dict[str, object]) -> None:
             await pool.management.note("v", notes)
 
 
-async def test_shrinking_forgets_what_lies_behind() -> None:
+async def test_growing_after_shrinking_shows_zeroes() -> None:
     """R12."""
     members = await new_members()
     data = random.Random(1).randbytes(MIB)
@@ -183,7 +183,7 @@ async def test_shrinking_forgets_what_lies_behind() -> None:
     await assert_clean(members)
 
 
-async def test_limits_count_at_once_and_stay(autojump_clock: trio.testing.MockClock) -> None:
+async def test_limits_count_at_once_and_last(autojump_clock: trio.testing.MockClock) -> None:
     members = await new_members()
 
     async def seconds_for(pool: Pool, name: str, writes: int) -> float:

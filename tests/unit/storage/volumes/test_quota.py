@@ -1,4 +1,4 @@
-"""Reservations and caps: kept at every moment, and exact."""
+"""Reservations and caps are kept at every moment, and are exact at checkpoints."""
 
 import random
 from collections.abc import AsyncIterator
@@ -33,7 +33,7 @@ async def set_space(pool: Pool, name: str, **space: int) -> None:
 
 
 async def fill(device: Volume, coin: random.Random, size_bytes: int, step: int = 65536) -> int:
-    """Write random data from the start until it is refused; returns how much was taken."""
+    """Write random data from the start until a write is refused; returns the bytes written."""
     taken = 0
     try:
         while taken < size_bytes:
@@ -47,7 +47,7 @@ async def fill(device: Volume, coin: random.Random, size_bytes: int, step: int =
 
 
 def own(pool: Pool, name: str) -> int:
-    """What a volume holds itself as of the last checkpoint."""
+    """The bytes of a volume's own data as of the last checkpoint."""
     [line] = [line for line in pool.volume_space(name) if line.name == name]
     return line.own_bytes
 
@@ -80,7 +80,7 @@ async def test_a_cap_stops_one_volume_and_no_other(autojump_clock: MockClock) ->
     await assert_clean(members)
 
 
-async def test_snapshots_count_and_what_is_shared_does_not(autojump_clock: MockClock) -> None:
+async def test_snapshots_count_and_shared_data_does_not(autojump_clock: MockClock) -> None:
     members = await new_members(mib=128)
     coin = random.Random(2)
     async with opened(members) as pool:
@@ -91,7 +91,7 @@ async def test_snapshots_count_and_what_is_shared_does_not(autojump_clock: MockC
         device = pool.open_export("v")
         assert await fill(device, coin, 64 * MIB) == 2 * MIB
         await device.trim(0, 64 * MIB)
-        assert await fill(device, coin, 64 * MIB) == 2 * MIB  # the snapshot holds the others
+        assert await fill(device, coin, 64 * MIB) == 2 * MIB  # the snapshot holds the other 2 MiB
         await pool.management.clone("v", "s", "c")
         assert await fill(device, coin, 64 * MIB) == 4 * MIB  # c reaches them too now
         await pool.management.delete_volume("c")
@@ -105,7 +105,7 @@ async def test_snapshots_count_and_what_is_shared_does_not(autojump_clock: MockC
 
 
 async def test_a_capped_volume_may_be_overwritten_for_ever(autojump_clock: MockClock) -> None:
-    """Goal: counts are bounds only until the next checkpoint, which it waits for."""
+    """Goal: counts are upper bounds only until the next checkpoint, which writes wait for."""
     members = await new_members(mib=128)
     coin = random.Random(3)
     async with opened(members) as pool:
@@ -132,7 +132,7 @@ async def test_small_and_partial_writes_count_too(autojump_clock: MockClock) -> 
         with pytest.raises(NoSpaceError):
             await device.write(4 * BLOCK + 100, b"x" * 10)
         with pytest.raises(NoSpaceError):
-            await device.write_zeroes(100, 50)  # needs a block anew, too
+            await device.write_zeroes(100, 50)  # a partial block has to be written, too
         await device.write_zeroes(0, BLOCK)
         await device.write(8 * BLOCK, b"x" * 10)
         assert bytes(await device.read(4 * BLOCK, BLOCK)) == bytes(BLOCK)
@@ -172,7 +172,7 @@ async def test_many_writers_at_the_cap_share_the_checkpoints(autojump_clock: Moc
     await assert_clean(members)
 
 
-async def test_what_is_reserved_can_be_written_when_others_are_refused(
+async def test_reserved_space_can_be_written_when_other_volumes_are_refused(
     autojump_clock: MockClock,
 ) -> None:
     members = await new_members(mib=96)
@@ -201,7 +201,7 @@ async def test_what_is_reserved_can_be_written_when_others_are_refused(
     await assert_clean(members)
 
 
-async def test_what_is_promised_shrinks_as_it_is_used_and_outlives_a_restart(
+async def test_promised_space_shrinks_as_it_is_used_and_outlives_a_restart(
     autojump_clock: MockClock,
 ) -> None:
     members = await new_members(mib=128)
@@ -231,7 +231,7 @@ async def test_what_is_promised_shrinks_as_it_is_used_and_outlives_a_restart(
         assert pool.space_info().promised_bytes == 0
 
 
-async def test_what_cannot_be_promised_is_refused(autojump_clock: MockClock) -> None:
+async def test_a_reservation_that_cannot_be_kept_is_refused(autojump_clock: MockClock) -> None:
     members = await new_members(mib=128)
     async with opened(members) as pool:
         for name in ("v", "w"):
@@ -316,7 +316,7 @@ class Capped:
             bound = self.pool.quotas.own_bytes(quota)
             assert own(self.pool, name) <= cap
             assert bound <= cap
-            if name not in self.cloned:  # else it may share some
+            if name not in self.cloned:  # else a clone may share some of its data
                 assert bound >= len(self.images[name]) * BLOCK
 
     async def verify_data(self) -> None:
@@ -328,12 +328,12 @@ class Capped:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_caps_hold_through_everything(seed: int, autojump_clock: MockClock) -> None:
+async def test_random_operations_never_pass_a_cap(seed: int, autojump_clock: MockClock) -> None:
     """Goal: neither the bounds nor a checkpoint ever count more than the cap, bounds are never less
-    than what there is, and what was refused changed nothing.
+    than the data, and a refused write changes nothing.
 
     Method: writes, trims, snapshots, rollbacks and clones of capped volumes against plain
-    dictionaries. Volumes are not deleted, as that makes own what was shared.
+    dictionaries. Volumes are not deleted, as that turns shared data into own data.
     """
     members = await new_members(mib=256)
     async with opened(members) as pool:

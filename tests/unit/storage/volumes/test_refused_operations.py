@@ -1,4 +1,4 @@
-"""Operations that do not fit the catalogue: mistakes of ours, which harm nothing stored."""
+"""Operations that do not fit the catalogue, which are bugs: they harm no stored data."""
 
 import pytest
 import trio
@@ -11,8 +11,8 @@ from storage.errors import DamagedError
 from tests.unit.storage.pools import new_members, opened
 
 
-async def test_none_gets_into_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pool stops, and the next one opens without it."""
+async def test_a_misfit_is_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool fails, and opens again without the operation."""
     members = await new_members()
 
     def misfit(catalogue: Catalogue, operation: Operation) -> LayerChanges:
@@ -29,8 +29,8 @@ async def test_none_gets_into_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [volume.name for volume in pool.management.volumes()] == ["v"]
 
 
-async def test_who_waits_for_one_hears_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It failed only when the durable catalogue was to take it: nobody waits for ever."""
+async def test_the_caller_of_a_misfit_gets_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if it fails only in the durable catalogue: the caller must not wait for ever."""
     right, calls = operations.apply, 0
 
     def misfit(catalogue: Catalogue, operation: Operation) -> LayerChanges:

@@ -45,8 +45,8 @@ def lines(pool: Pool) -> dict[str, VolumeSpace]:
     return {line.name: line for line in pool.volume_space()}
 
 
-async def test_what_is_unique_shared_and_written_since_a_snapshot() -> None:
-    """Random data takes what it is: every figure is known beforehand."""
+async def test_unique_shared_and_written_bytes_are_exact() -> None:
+    """Random data does not compress, so every figure is known beforehand."""
     members = await new_members()
     coin = random.Random(1)
     async with opened(members) as pool:
@@ -92,7 +92,7 @@ async def test_what_is_unique_shared_and_written_since_a_snapshot() -> None:
     await assert_clean(members)
 
 
-async def test_compressed_data_counts_twice() -> None:
+async def test_compressed_data_counts_before_and_after_compression() -> None:
     members = await new_members()
     async with opened(members) as pool:
         await pool.management.create_volume("v", 64 * MIB)
@@ -106,9 +106,9 @@ async def test_compressed_data_counts_twice() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-async def test_random_families_add_up(seed: int) -> None:
-    """Through snapshots, clones, merges, deletions and reopening; the offline check counts all
-    of it again, layer by layer."""
+async def test_space_adds_up_in_random_families_of_volumes(seed: int) -> None:
+    """Through snapshots, clones, merges, deletions and reopening; the offline check counts again,
+    layer by layer."""
     members = await new_members(count=3, copies=2, mib=192)
     async with opened(members) as pool:
         family = Family(pool, seed)
@@ -135,7 +135,7 @@ async def test_random_families_add_up(seed: int) -> None:
 
 
 async def test_a_check_finds_counts_that_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: every one of the sums is verified."""
+    """Goal: the usage of layers and its sum are verified."""
     members = await new_members()
     async with opened(members) as pool:
         await pool.management.create_volume("v", MIB)
@@ -161,8 +161,9 @@ async def test_a_check_finds_counts_that_are_wrong(monkeypatch: pytest.MonkeyPat
     }  # fmt: skip
 
 
-def test_layers_are_owned_by_whoever_alone_reaches_them() -> None:
-    """a@s <- a, a@s <- (nameless) <- b and c; d dies."""
+def test_a_layer_is_owned_by_the_only_volume_that_reaches_it() -> None:
+    """Layers: 1 is a@s, its children are 2, a, and the nameless 3, whose children are 4, b, and
+    5, c; 6 is dying."""
     made = Catalogue()
     for number, parent in ((1, 0), (2, 1), (3, 1), (4, 3), (5, 3)):
         made.layers[number] = LayerRecord(parent)

@@ -1,4 +1,4 @@
-"""Requests that wait for a disk while the layer they began with is frozen, deleted and merged."""
+"""Requests that wait for a disk while their layer is frozen, deleted and merged."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +15,7 @@ DATA = b"x" * 8192
 
 
 class GatedDevice(MemoryDevice):
-    """While `held`, reads wait for the gate."""
+    """A device whose reads wait for `gate` while `held` is set."""
 
     def __init__(self) -> None:
         super().__init__(64 * MIB)
@@ -35,7 +35,7 @@ class GatedDevice(MemoryDevice):
 
 @asynccontextmanager
 async def cold_volume() -> AsyncIterator[tuple[Pool, Volume, GatedDevice]]:
-    """A volume that begins with DATA, none of it in memory."""
+    """Make a volume that begins with DATA, and open it with none of that in memory."""
     disk = GatedDevice()
     members = as_members([disk])
     await create_pool(members, copies=1, segment_bytes=MIB)
@@ -63,7 +63,7 @@ async def describe(device: Volume) -> None:
 
 
 @pytest.mark.parametrize("request_to", [read, write_half_a_block, describe])
-async def test_a_merge_takes_nothing_from_requests_that_wait(
+async def test_waiting_requests_see_all_data_after_a_merge(
     request_to: Callable[[Volume], Awaitable[None]],
 ) -> None:
     async with cold_volume() as (pool, device, disk):

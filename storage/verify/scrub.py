@@ -5,8 +5,9 @@ superblocks, then segments in the order of their numbers, then the tables, direc
 the map. Data is found from the segments themselves, not from the map: so any amount of it is read
 in order, with one piece of each copy in memory. Only bad items are looked up in the map.
 
-No client waits for a scrub: threads read and hash one piece at a time, without locks. A pass need
-not read data written after it began, and does not read data freed meanwhile.
+No client waits for a scrub: threads read and hash one piece at a time, without locks; only
+superblocks are read under the lock of their writer. A pass need not read data written after it
+began, and does not read data freed meanwhile.
 """
 
 import logging

@@ -7,66 +7,49 @@ import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-ROOT = Path(__file__).parents[2]
+from tests.system.processes import (
+    PATIENCE_S,
+    ForkedProcess,
+    Result,
+    cenote,
+    clean_environment,
+)
+
 CENOTE = (sys.executable, "-m", "admin")
-READY_TIMEOUT_S = 60
-STOP_TIMEOUT_S = 30
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished command left."""
-
-    code: int
-    out: str
-    err: str
-
-
-def clean_environment(**more: str) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("CENOTE")}
-    return {**kept, "PYTHONPATH": str(ROOT), **more}
-
-
-def cenote(home: Path, *words: str) -> Result:
-    """Run a command that ends by itself."""
-    done = subprocess.run(
-        [*CENOTE, "--home", str(home), *words],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        timeout=READY_TIMEOUT_S,
-        check=False,
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
+"""Starts a command as an administrator would, in a Python of its own."""
 
 
 class Daemon:
-    """`cenote serve`, ready once the context is entered, stopped with SIGTERM after it."""
+    """`cenote serve`, ready once the context is entered, stopped with SIGTERM after it.
 
-    def __init__(self, home: Path, *words: str, **environment: str) -> None:
+    Args:
+        own_python: start a Python of its own, instead of a fork.
+    """
+
+    def __init__(
+        self, home: Path, *words: str, own_python: bool = False, **environment: str
+    ) -> None:
         self.home = home
         self.log = ""
         self.ready: dict[str, Any] = {}
-        self.process = subprocess.Popen(
-            [*CENOTE, "--home", str(home), "serve", "--json", *words],
-            env=clean_environment(**environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        words = ("--home", str(home), "serve", "--json", *words)
+        env = clean_environment(**environment)
+        self.process: subprocess.Popen[str] | ForkedProcess
+        if own_python:
+            self.process = subprocess.Popen(
+                [*CENOTE, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                text=True,
+            )  # fmt: skip
+        else:
+            self.process = ForkedProcess("cenote", [*words], environment=env)
         self._reader = threading.Thread(target=self._read_log)
         self._reader.start()
 
     def __enter__(self) -> Self:
-        assert self.process.stdout is not None
-        timer = threading.Timer(READY_TIMEOUT_S, self.process.kill)
-        timer.start()
-        line = self.process.stdout.readline()
-        timer.cancel()
+        line = line_within(PATIENCE_S, self.process)
         if not line:
             self.wait()
             raise AssertionError(f"the daemon did not start: {self.log}")
@@ -82,7 +65,7 @@ class Daemon:
     def wait(self) -> int:
         """Wait for the process, whatever it takes, and return its exit status."""
         try:
-            code = self.process.wait(STOP_TIMEOUT_S)
+            code = self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
@@ -117,6 +100,16 @@ class Daemon:
                 self.log += line
 
 
+def line_within(seconds: float, process: subprocess.Popen[str] | ForkedProcess) -> str:
+    """The next line that a process writes; empty if it ends, or writes none and is killed."""
+    assert process.stdout is not None
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    line = process.stdout.readline()
+    timer.cancel()
+    return line
+
+
 def tool(*words: str) -> Result:
     """Run a program away from our packages: libnbd's Python binding is called `nbd` too."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -127,7 +120,7 @@ def tool(*words: str) -> Result:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
     return Result(done.returncode, done.stdout, done.stderr)

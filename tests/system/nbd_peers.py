@@ -3,7 +3,6 @@
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ from pathlib import Path
 
 import trustme
 
-ROOT = Path(__file__).parents[2]
+from tests.system.processes import PATIENCE_S, ForkedProcess
+
 MIB = 1 << 20
 SIZE_BYTES = 64 * MIB
 SYSTEM_PATH = "/usr/bin:/bin:/usr/sbin:/sbin"
@@ -44,7 +44,7 @@ class Served:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=PATIENCE_S,
             check=False,
         )
         assert (done.returncode != 0) == fails, f"{command}: {done.stdout}{done.stderr}"
@@ -56,11 +56,9 @@ class Served:
         self.run("/usr/bin/python3", "-", stdin=uris + script)
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    socket, file = str(folder / "nbd.sock"), str(folder / "file.img")
-    words = ["-m", "tests.unit.nbd.serve_memory", socket, "--file", file]
-    words += ["--tls", str(folder / "tls")]
-    return subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def start(folder: Path) -> ForkedProcess:
+    words = [str(folder / "nbd.sock"), "--file", str(folder / "file.img")]
+    return ForkedProcess("serve_memory", [*words, "--tls", str(folder / "tls")])
 
 
 def certificates(folder: Path) -> None:

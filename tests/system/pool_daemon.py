@@ -5,18 +5,15 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CENOTE = str(Path(sys.executable).with_name("cenote"))
-START_LIMIT_S = 30.0
-STOP_LIMIT_S = 60.0
+from tests.system.daemon_process import line_within
+from tests.system.processes import PATIENCE_S, ForkedProcess, cenote
 
 
 def run(*command: str | Path, cwd: Path, limit_s: float = 600) -> str:
@@ -53,7 +50,7 @@ class PoolDaemon:
         self.home = directory / "home"
         self.config = directory / "pool.toml"
         self.log_file = directory / "daemon.log"
-        self._process: subprocess.Popen[str] | None = None
+        self._process: ForkedProcess | None = None
         lines = ["format = 1", "[pool]", f"copies = {copies}"]
         for index in range(members):
             lines += ["[[member]]", f'path = "member-{index}.img"', f'size = "{member_size}"']
@@ -67,17 +64,10 @@ class PoolDaemon:
         assert self._process is None
         began = time.monotonic()
         with self.log_file.open("a") as log:
-            process = subprocess.Popen(
-                [CENOTE, "serve", self.config, "--home", self.home, "--json"],
-                stdout=subprocess.PIPE, stderr=log, text=True, cwd=self.directory,
-            )  # fmt: skip
+            words = ["serve", str(self.config), "--home", str(self.home), "--json"]
+            process = ForkedProcess("cenote", words, cwd=self.directory, stderr=log.fileno())
         self._process = process
-        assert process.stdout is not None
-        too_late = threading.Timer(START_LIMIT_S, process.kill)
-        too_late.start()
-        line = process.stdout.readline()
-        too_late.cancel()
-        too_late.join()
+        line = line_within(PATIENCE_S, process)
         assert line, f"the daemon did not start: {self.log_tail()}"
         assert json.loads(line)["event"] == "ready", line
         return time.monotonic() - began
@@ -97,7 +87,7 @@ class PoolDaemon:
         """Wait for a daemon that somebody killed."""
         assert self._process is not None
         with self._process as process:
-            process.wait(STOP_LIMIT_S)
+            process.wait(PATIENCE_S)
         self._process = None
 
     def stop(self) -> float:
@@ -106,7 +96,7 @@ class PoolDaemon:
         began = time.monotonic()
         with self._process as process:
             process.send_signal(signal.SIGTERM)
-            status = process.wait(STOP_LIMIT_S)
+            status = process.wait(PATIENCE_S)
         self._process = None
         assert status == 0, f"the daemon stopped with status {status}: {self.log_tail()}"
         return time.monotonic() - began
@@ -123,8 +113,9 @@ class PoolDaemon:
 
     def cenote(self, *words: str) -> dict[str, Any]:
         """Run one command against this home; returns its JSON."""
-        text = run(CENOTE, *words, "--home", self.home, "--json", cwd=self.directory)
-        answer: dict[str, Any] = json.loads(text)
+        done = cenote(self.home, *words, "--json")
+        assert done.code == 0, f"{' '.join(words)}: status={done.code}\n{done.out}{done.err}"
+        answer: dict[str, Any] = json.loads(done.out)
         return answer
 
     def create_volume(self, name: str, size_bytes: int) -> None:
@@ -139,12 +130,8 @@ class PoolDaemon:
 
     def check(self) -> CheckResult:
         """Verify the pool offline; the daemon must not run."""
-        done = subprocess.run(
-            [CENOTE, "check", self.config, "--home", self.home, "--json"],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.directory,
-            timeout=600, check=False,
-        )  # fmt: skip
-        return CheckResult(done.returncode, done.stdout)
+        done = cenote(self.home, "check", str(self.config), "--json")
+        return CheckResult(done.code, done.out + done.err)
 
     def assert_check_is_clean(self) -> None:
         result = self.check()

@@ -1,12 +1,10 @@
 """Other people's servers, and ours, each as a process of its own: plain and with TLS."""
 
-import shlex
 import shutil
 import signal
+import socket
 import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -15,10 +13,10 @@ from pathlib import Path
 import trio
 
 from nbd.client import ClientOptions, NbdDevice, open_nbd
-from tests.system.nbd_peers import ROOT, certificates
+from tests.system.nbd_peers import certificates
+from tests.system.processes import PATIENCE_S, ROOT, ForkedProcess, wait_for_path
 
 SIZE_BYTES = 1 << 20
-START_LIMIT_S = 20.0
 
 # A server of a few lines of shell: each request runs one of them.
 _DD = "dd status=none"
@@ -93,7 +91,11 @@ class RemoteServer:
         self.folder = folder
         self.tls = tls
         self._port = ""  # ours does TLS over TCP only
-        self._process: subprocess.Popen[str] | None = None
+        self._keeps_port: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | ForkedProcess | None = None
+        if tls and kind.words[0] == "cenote":
+            self._keeps_port = kept_port()
+            self._port = str(self._keeps_port.getsockname()[1])
         certificates(folder / "tls")
         disk = str(folder / "disk")
         if "qcow2" in kind.setup:
@@ -104,30 +106,32 @@ class RemoteServer:
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
-        socket = self.folder / "nbd.sock"
+        path = self.folder / "nbd.sock"
         listens = self.folder / "pid"  # written when clients can come
-        socket.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
         listens.unlink(missing_ok=True)
-        words = [word.replace("{folder}", str(self.folder)) for word in self._words(str(socket))]
-        ours = self.kind.words[0] == "cenote"
+        if self.kind.words[0] == "cenote":
+            self._start_ours(path)
+            return
+        words = [word.replace("{folder}", str(self.folder)) for word in self._words(str(path))]
         self._process = subprocess.Popen(
             words,
             cwd=ROOT,
             env={"PATH": "/usr/bin:/bin", "FOLDER": str(self.folder)},
-            stdout=subprocess.PIPE if ours else subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            text=True,
         )
-        if ours:
-            assert self._process.stdout is not None
-            port = self._process.stdout.readline().split()[1]
-            self._port = port if self.tls else ""
-            return
-        deadline = time.monotonic() + START_LIMIT_S
-        while not listens.exists():
-            assert self._process.poll() is None, f"it does not start: {shlex.join(words)}"
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        wait_for_path(listens, self._process)
+
+    def _start_ours(self, path: Path) -> None:
+        words = [
+            str(path), "--tls", str(self.folder / "tls"), "--file", str(self.folder / "disk"),
+            "--size", str(self.kind.size_bytes), "--tls-port", self._port or "0",
+        ]  # fmt: skip
+        process = ForkedProcess("serve_memory", words, stderr=subprocess.DEVNULL)
+        self._process = process
+        assert process.stdout is not None
+        assert process.stdout.readline()
 
     @property
     def uri(self) -> str:
@@ -161,17 +165,13 @@ class RemoteServer:
             tls = ["--object", object_, "--tls-creds", "tls0"] if self.tls else []
             begin = [first, "-t", "-e", "16", "--pid-file", str(self.folder / "pid"), "-k", socket]
             return [*begin, "--discard=unmap", *tls, *others]
-        return [
-            sys.executable, "-m", "tests.unit.nbd.serve_memory", socket, "--tls", files,
-            "--file", str(self.folder / "disk"), "--size", str(self.kind.size_bytes),
-            "--tls-port", self._port or "0",
-        ]  # fmt: skip
+        raise AssertionError(f"no server: {first}")
 
     def check_after_use(self) -> None:
         """It runs on; or it ended, because our goodbye reached it on every connection."""
         if self.kind.once:
             assert self._process is not None
-            assert self._process.wait(START_LIMIT_S) == 0
+            assert self._process.wait(PATIENCE_S) == 0
             self.start()
         assert self.is_running()
 
@@ -186,10 +186,27 @@ class RemoteServer:
             if self._process.stdout is not None:
                 self._process.stdout.close()
 
+    def close(self) -> None:
+        """Kill it for good."""
+        self.kill()
+        if self._keeps_port is not None:
+            self._keeps_port.close()
+
     def pause(self, *, on: bool) -> None:
         """Stop it from working, or let it go on."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP if on else signal.SIGCONT)
+
+
+def kept_port() -> socket.socket:
+    """Bind to a port on which a server may listen, so that no other process is given it.
+
+    The server can bind to it too, with SO_REUSEADDR, since this socket never listens.
+    """
+    keeper = socket.socket()
+    keeper.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    keeper.bind(("127.0.0.1", 0))
+    return keeper
 
 
 @contextmanager
@@ -201,7 +218,7 @@ def remote_server(kind: Kind, *, tls: bool = False) -> Iterator[RemoteServer]:
         server.start()
         yield server
     finally:
-        server.kill()
+        server.close()
         shutil.rmtree(folder)
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.daemon_process import Daemon, cenote
+from tests.system.daemon_process import Daemon
+from tests.system.processes import cenote
 
 pytestmark = pytest.mark.system
 

@@ -9,7 +9,8 @@ import pytest
 import trustme
 
 from admin.config.load import load_config
-from tests.system.daemon_process import ROOT, Daemon, cenote, qemu_io, tool
+from tests.system.daemon_process import Daemon, qemu_io, tool
+from tests.system.processes import ROOT, cenote
 
 pytestmark = pytest.mark.system
 

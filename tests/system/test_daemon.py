@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.daemon_process import CENOTE, Daemon, cenote, clean_environment, qemu_io, tool
+from tests.system.daemon_process import CENOTE, Daemon, qemu_io, tool
+from tests.system.processes import cenote, clean_environment
 
 pytestmark = pytest.mark.system
 

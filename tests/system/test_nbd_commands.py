@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.daemon_process import CENOTE, Daemon, Result, cenote, clean_environment
+from tests.system.daemon_process import CENOTE, Daemon
+from tests.system.processes import Result, cenote, clean_environment
 
 pytestmark = pytest.mark.system
 

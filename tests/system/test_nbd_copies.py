@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.daemon_process import cenote, tool
+from tests.system.daemon_process import tool
+from tests.system.processes import cenote
 from tests.system.remote_servers import Kind, remote_server
 
 pytestmark = pytest.mark.system

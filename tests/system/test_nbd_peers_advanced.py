@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.nbd_peers import MIB, SIZE_BYTES, Served, certificates, random_file, start
+from tests.system.processes import PATIENCE_S, ForkedProcess
 
 pytestmark = pytest.mark.system
 
@@ -131,7 +132,7 @@ def test_qemu_survives_a_restart(tmp_path: Path) -> None:
         "reconnect-delay=30"
     )
 
-    def ready(server: subprocess.Popen[str]) -> None:
+    def ready(server: ForkedProcess) -> None:
         assert server.stdout is not None
         assert server.stdout.readline()
 
@@ -157,7 +158,7 @@ def test_qemu_survives_a_restart(tmp_path: Path) -> None:
             qemu.stdin.flush()
             with start(tmp_path) as again:
                 ready(again)
-                output, _ = qemu.communicate("quit\n", timeout=60)
+                output, _ = qemu.communicate("quit\n", timeout=PATIENCE_S)
                 again.kill()
     assert qemu.returncode == 0
     assert output.count("read 1048576/1048576") == 41, output

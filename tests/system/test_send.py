@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.daemon_process import CENOTE, Daemon, Result, clean_environment, qemu_io, tool
+from tests.system.daemon_process import CENOTE, Daemon, qemu_io, tool
+from tests.system.processes import Result, clean_environment
 
 pytestmark = pytest.mark.system
 

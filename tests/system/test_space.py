@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.daemon_process import Daemon, cenote, qemu_io
+from tests.system.daemon_process import Daemon, qemu_io
+from tests.system.processes import cenote
 
 pytestmark = pytest.mark.system
 

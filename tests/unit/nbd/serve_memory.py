@@ -90,5 +90,10 @@ async def main() -> None:
         await server.serve(listeners)
 
 
-if __name__ == "__main__":
+def run() -> int:
     trio.run(main)
+    return 0
+
+
+if __name__ == "__main__":
+    run()

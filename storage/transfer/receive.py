@@ -27,7 +27,7 @@ T = TypeVar("T")
 log = logging.getLogger("cenote.storage")
 
 NOTE_BYTES = 64 << 20
-"""Bytes of content between two notes of the position: about so many are sent again after a crash."""
+"""Content between two notes of the position: about so many bytes are sent again after a crash."""
 NOTE_S = 5.0
 """Seconds between two notes, for slow streams."""
 STOP_S = 5.0

@@ -23,7 +23,7 @@ from admin.cli.commands import (
 )
 from admin.cli.commands.common import Common, HomeOption, JsonOption, examples
 from admin.errors import AdminError, InternalError, NotConfirmedError, UsageError, exit_code_of
-from admin.reports.output import drop_stdout, show_error
+from admin.reports.output import NoReaderError, drop_stdout, show_error
 from blockdev.errors import DeviceError
 
 _EPILOG = """\b
@@ -98,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _failed(error: BaseException, *, as_json: bool) -> int:
-    if isinstance(error, BrokenPipeError):
+    if isinstance(error, BrokenPipeError | NoReaderError):
         drop_stdout()
         return _BROKEN_PIPE_CODE
     if isinstance(error, KeyboardInterrupt | typer.Abort):

@@ -18,13 +18,25 @@ Progress = Callable[[str, int, int], None]
 """Called with the name of the work under way, the amount that is done, and the total amount."""
 
 
+class NoReaderError(Exception):
+    """Stdout is a pipe without a reader. No OSError: the parser would exit with 1 for that."""
+
+
 def show(report: Report, *, as_json: bool, on_stderr: bool = False) -> None:
-    """Write a report to stdout, or to stderr where stdout carries a stream."""
-    with redirect_stdout(sys.stderr if on_stderr else sys.stdout):
-        if as_json:
-            sys.stdout.write(json.dumps(report.json_value(), indent=2) + "\n")
-        else:
-            _write_text(report)
+    """Write a report to stdout, or to stderr where stdout carries a stream.
+
+    Raises:
+        NoReaderError: it is a pipe without a reader.
+    """
+    try:
+        with redirect_stdout(sys.stderr if on_stderr else sys.stdout):
+            if as_json:
+                sys.stdout.write(json.dumps(report.json_value(), indent=2) + "\n")
+            else:
+                sys.stdout.writelines(report.text())
+            sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise NoReaderError from error
 
 
 def show_event(report: Report, *, as_json: bool) -> None:
@@ -35,9 +47,9 @@ def show_event(report: Report, *, as_json: bool) -> None:
     try:
         if as_json:
             sys.stdout.write(json.dumps(report.json_value()) + "\n")
-            sys.stdout.flush()
         else:
-            _write_text(report)
+            sys.stdout.writelines(report.text())
+        sys.stdout.flush()
     except BrokenPipeError:
         drop_stdout()  # the daemon goes on without a reader of its greeting
 
@@ -91,8 +103,3 @@ def progress(*, show: bool = True, in_bytes: bool = False) -> Iterator[Progress]
             bars.update(task, description=printable(what), completed=done, total=total or None)
 
         yield update
-
-
-def _write_text(report: Report) -> None:
-    sys.stdout.writelines(report.text())
-    sys.stdout.flush()  # here, where a BrokenPipeError is handled; not at the exit of Python

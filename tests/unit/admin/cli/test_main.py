@@ -214,6 +214,23 @@ def test_a_table_in_a_pipe_is_not_cut(
     assert name in run("volume", "list")[1]
 
 
+@pytest.mark.parametrize("words", [["version"], ["version", "--json"], ["volume", "list"]])
+def test_a_pipe_without_a_reader_ends_a_command_quietly(
+    served: Served, run: Run, words: list[str]
+) -> None:
+    """Not with 1, which means damage; and without a complaint of Python."""
+    run("volume", "create", "root", "--size", "1G")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "admin", *words],
+        stdout=writer, stderr=subprocess.PIPE, cwd=Path(__file__).parents[4],
+        env={**os.environ, "CENOTE_HOME": str(served.home.path)}, check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + 13, b"")
+
+
 def test_version_matches_the_project(run: Run) -> None:
     project = (Path(__file__).parents[4] / "pyproject.toml").read_text()
     assert f'\nversion = "{__version__}"\n' in project

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.sim.deterministic import superblocks_decoded_once
+from tests.sim.deterministic import garbage_collected_between_runs, superblocks_decoded_once
 
 
 @pytest.fixture(autouse=True, scope="package")
 def quicker_openings() -> Iterator[None]:
     """Each test opens a pool hundreds of times."""
-    with superblocks_decoded_once():
+    with superblocks_decoded_once(), garbage_collected_between_runs():
         yield

@@ -138,6 +138,11 @@ class PoolDaemon:
         assert result.is_clean, f"cenote check: status={result.status}\n{result.text}"
 
 
+def copy_sparse(source: Path, target: Path) -> None:
+    """Copy a member; its holes are not read."""
+    run("cp", "--sparse=always", "--reflink=auto", source, target, cwd=source.parent)
+
+
 @contextlib.contextmanager
 def scratch_directory() -> Iterator[Path]:
     """A directory with a short path for gigabytes; removed at once, unlike pytest's.

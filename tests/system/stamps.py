@@ -10,9 +10,12 @@ It speaks NBD itself, over one Unix socket, so that nothing in between retries o
 import random
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.system.processes import PATIENCE_S, POLL_S
 
 BLOCK_BYTES = 4096
 BATCH = 32
@@ -125,7 +128,7 @@ class StampedClient:
         self.writes = 0
         self._rng = rng
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(30)
+        self._socket.settimeout(PATIENCE_S)
         self._socket.connect(str(path))
         self._negotiate(export.encode())
 
@@ -157,6 +160,17 @@ class StampedClient:
         return bytes(data)
 
     # -- writing
+
+    def wait_for(self, *, writes: int, flushes: int) -> None:
+        """Wait until another thread that writes has been answered so often.
+
+        Raises:
+            AssertionError: it took minutes.
+        """
+        deadline = time.monotonic() + PATIENCE_S
+        while self.writes < writes or self.flushes < flushes:
+            assert time.monotonic() < deadline, f"{self.writes} writes, {self.flushes} flushes"
+            time.sleep(POLL_S)
 
     def write_until_killed(self) -> None:
         """Write and flush until the server is gone."""

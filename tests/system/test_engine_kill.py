@@ -13,16 +13,21 @@ from pathlib import Path
 
 import pytest
 
+from admin.api.client import Client
+from admin.home import Home
 from tests.system.kill_soak import soak
 from tests.system.pool_daemon import PoolDaemon, pool_daemon, run
-from tests.system.stamps import Model, StampedClient
+from tests.system.processes import PATIENCE_S, POLL_S
+from tests.system.stamps import BATCH, BLOCK_BYTES, Model, StampedClient
 
 pytestmark = pytest.mark.system
 
 VOLUMES = ("left", "right")
-VOLUME_BYTES = 32 << 20
-WRITE_S_MIN, WRITE_S_MAX = 0.05, 0.6
-"""A checkpoint starts within a second of a recovery, so that some kills meet one."""
+VOLUME_BYTES, FIO_BYTES = 16 << 20, 8 << 20
+BATCHES_MAX = 24
+"""Each client's batches of writes before a kill: half a second's, as a checkpoint starts within a
+second of a recovery, so that some kills meet one."""
+FIO_WRITES_MAX = 4096
 FIO_EVERY = 5
 CHECK_EVERY = 5
 
@@ -64,7 +69,9 @@ class Rounds:
         threads = [threading.Thread(target=write, args=(client,)) for client in clients]
         for thread in threads:
             thread.start()
-        time.sleep(self.rng.uniform(WRITE_S_MIN, WRITE_S_MAX))
+        writes = self.rng.randint(1, BATCHES_MAX) * BATCH
+        for client in clients:
+            client.wait_for(writes=writes, flushes=1)
         self.daemon.kill()
         for thread in threads:
             thread.join()
@@ -94,7 +101,7 @@ def test_flushed_writes_survive_kills(scratch: Path, members: int, copies: int, 
         daemon.start()
         for name in VOLUMES:
             daemon.create_volume(name, VOLUME_BYTES)
-        daemon.create_volume("fio", VOLUME_BYTES)
+        daemon.create_volume("fio", FIO_BYTES)
         daemon.stop()
         for number in range(1, kills + 1):
             rounds.start_and_verify()
@@ -119,7 +126,7 @@ def test_flushed_writes_survive_kills(scratch: Path, members: int, copies: int, 
 
 FIO_JOB = (
     "--name=kill", "--ioengine=nbd", "--rw=randwrite", "--bs=4k", "--iodepth=16", "--fsync=32",
-    f"--size={VOLUME_BYTES}", "--verify=crc32c", "--output-format=json",
+    f"--size={FIO_BYTES}", "--verify=crc32c", "--output-format=json",
 )  # fmt: skip
 
 
@@ -127,15 +134,29 @@ def _fio_is_killed(daemon: PoolDaemon, rng: random.Random) -> None:
     """Kill the daemon under fio, which has to notice; then one more round verifies."""
     _fio_verifies(daemon)
     command = ["fio", *FIO_JOB, f"--uri={daemon.uri('fio')}", "--do_verify=0"]
-    command += ["--time_based", "--runtime=30"]
+    command += ["--time_based", "--runtime=3600"]
     fio = subprocess.Popen(
         command, cwd=daemon.directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     with fio:
-        time.sleep(rng.uniform(0.5, 1.0))
+        _wait_for_writes(daemon, "fio", rng.randint(1, FIO_WRITES_MAX) * BLOCK_BYTES)
         assert fio.poll() is None, "fio ended before the daemon was killed"
         daemon.kill()
-        assert fio.wait(60) != 0
+        assert fio.wait(PATIENCE_S) != 0
+
+
+def _wait_for_writes(daemon: PoolDaemon, export: str, more_bytes: int) -> None:
+    """Wait until clients of an export have written so much more."""
+    with Client(Home(daemon.home)) as api:
+        wanted = _written(api, export) + more_bytes
+        deadline = time.monotonic() + PATIENCE_S
+        while _written(api, export) < wanted:
+            assert time.monotonic() < deadline, f"no {more_bytes} bytes are written"
+            time.sleep(POLL_S)
+
+
+def _written(api: Client, export: str) -> int:
+    return sum(one.written_bytes for one in api.exports() if one.name == export)
 
 
 def _fio_verifies(daemon: PoolDaemon) -> None:
@@ -143,8 +164,8 @@ def _fio_verifies(daemon: PoolDaemon) -> None:
     text = run("fio", *FIO_JOB, f"--uri={daemon.uri('fio')}", "--do_verify=1", cwd=daemon.directory)
     job = json.loads(text[text.index("{") : text.rindex("}") + 1])["jobs"][0]
     assert job["error"] == 0
-    assert job["write"]["io_bytes"] >= VOLUME_BYTES
-    assert job["read"]["io_bytes"] >= VOLUME_BYTES
+    assert job["write"]["io_bytes"] >= FIO_BYTES
+    assert job["read"]["io_bytes"] >= FIO_BYTES
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(500, marks=pytest.mark.long)])

@@ -1,13 +1,12 @@
 """The client that verifies kills would notice lost and garbled writes."""
 
 import random
-import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
-from tests.system.pool_daemon import PoolDaemon, pool_daemon
+from tests.system.pool_daemon import PoolDaemon, copy_sparse, pool_daemon
 from tests.system.stamps import BLOCK_BYTES, Model, StampedClient, stamped
 
 pytestmark = pytest.mark.system
@@ -40,17 +39,17 @@ def test_a_pool_set_back_in_time_is_noticed(scratch: Path) -> None:
 
     Method: put the member back as it was before the last writes, and read.
     """
-    with pool_daemon(scratch, member_size="2G") as daemon:
+    with pool_daemon(scratch, member_size="512M") as daemon:
         model = Model(blocks=2048)
         daemon.start()
         daemon.create_volume("data", 2048 * BLOCK_BYTES)
         _write_and_kill(daemon, model)
         member, older = scratch / "member-0.img", scratch / "older.img"
-        shutil.copyfile(member, older)
+        copy_sparse(member, older)
         daemon.start()
         assert not _wrong(daemon, model)
         _write_and_kill(daemon, model)
-        shutil.copyfile(older, member)
+        copy_sparse(older, member)
         daemon.start()
         assert _wrong(daemon, model)
 
@@ -64,7 +63,8 @@ def _wrong(daemon: PoolDaemon, model: Model) -> list[str]:
 
 def _write_and_kill(daemon: PoolDaemon, model: Model) -> None:
     client = StampedClient(daemon.socket, "data", model, random.Random(2))
-    killer = threading.Timer(0.3, daemon.kill)
-    killer.start()
-    client.write_until_killed()
-    killer.join()
+    writer = threading.Thread(target=client.write_until_killed)
+    writer.start()
+    client.wait_for(writes=1, flushes=3)
+    daemon.kill()
+    writer.join()

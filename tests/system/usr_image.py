@@ -6,13 +6,12 @@ from pathlib import Path
 
 from tests.system.pool_daemon import run
 
-DATA_BYTES_MIN = 1 << 30
-IMAGE_BYTES = 1664 << 20
+IMAGE_SHARE = 1.625
 """Room for the data, for half a block lost per file, and for ext4's own tables."""
 ROUNDS_MAX = 8
 
 
-def copy_some_of_usr(target: Path, bytes_min: int = DATA_BYTES_MIN) -> int:
+def copy_some_of_usr(target: Path, bytes_min: int) -> int:
     """Copy files of /usr in the order of their names until they sum to more than `bytes_min`.
 
     A small machine's /usr is copied several times. Returns the bytes copied.
@@ -40,13 +39,13 @@ def _copy_one(source: Path, target: Path) -> int:
     return target.stat().st_size
 
 
-def make_usr_image(image: Path) -> int:
-    """Make an ext4 image of more than a gigabyte of /usr; returns the bytes of its files."""
+def make_usr_image(image: Path, bytes_min: int) -> int:
+    """Make an ext4 image of more than so many bytes of /usr; returns the bytes of its files."""
     stage = image.with_name("stage")
     stage.mkdir()
-    data_bytes = copy_some_of_usr(stage)
+    data_bytes = copy_some_of_usr(stage, bytes_min)
     with image.open("wb") as file:
-        file.truncate(IMAGE_BYTES)
+        file.truncate(int(data_bytes * IMAGE_SHARE))
     run("mke2fs", "-q", "-F", "-t", "ext4", "-d", stage, image, cwd=image.parent)
     shutil.rmtree(stage)
     return data_bytes

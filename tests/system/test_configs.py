@@ -10,7 +10,7 @@ import trustme
 
 from admin.config.load import load_config
 from tests.system.daemon_process import Daemon, qemu_io, tool
-from tests.system.processes import ROOT, cenote
+from tests.system.processes import PATIENCE_S, POLL_S, ROOT, cenote
 
 pytestmark = pytest.mark.system
 
@@ -57,9 +57,9 @@ def test_an_example_keeps_what_is_written(example: str, tmp_path: Path) -> None:
     home = tmp_path / "home"
     with Daemon(home, str(config)) as daemon:
         assert daemon.ready["created"] is True
-        daemon.json("volume", "create", "root", "--size", "1G")
+        daemon.json("volume", "create", "root", "--size", "128M")
         uri = daemon.uri("root")
-        write = qemu_io(uri, "write -P 7 1M 5M", "write -P 9 1000M 64k", "flush")
+        write = qemu_io(uri, "write -P 7 1M 5M", "write -P 9 120M 64k", "flush")
         assert write.code == 0, write
         pool = daemon.json("pool", "status")
         asked = load_config(config)
@@ -71,7 +71,7 @@ def test_an_example_keeps_what_is_written(example: str, tmp_path: Path) -> None:
         assert daemon.ready["created"] is False
         assert daemon.ready["volumes"] == ["root"]
         read = qemu_io(
-            daemon.uri("root"), "read -P 7 1M 5M", "read -P 9 1000M 64k", "read -P 0 6M 900M"
+            daemon.uri("root"), "read -P 7 1M 5M", "read -P 9 120M 64k", "read -P 0 6M 114M"
         )
         assert read.code == 0, read
     for member in asked.members:
@@ -102,10 +102,14 @@ def test_snapshots_are_made_and_deleted_by_schedule(tmp_path: Path) -> None:
     """Also by one that is set by command, which is there again after a restart."""
     config = example_in(tmp_path, "snapshots.toml")
     home = tmp_path / "home"
-    with Daemon(home, str(config)) as daemon:
+    without = tmp_path / "without.toml"
+    without.write_text(config.read_text().partition("[[schedule]]")[0])
+    with Daemon(home, str(without)) as daemon:  # all volumes are there when the schedules begin
         for name in ("shop", "db-1", "db-2", "other"):
             daemon.json("volume", "create", name, "--size", "64M")
         assert cenote(home, "volume", "set", "shop", "--label", "tier=gold").code == 0
+        assert daemon.json("schedule", "list") == []
+    with Daemon(home, str(config)) as daemon:
         daemon.json(
             "schedule", "set", "mine", "--volume", "other", "--every", "1h", "--keep", "last=2"
         )
@@ -136,13 +140,11 @@ def test_snapshots_are_made_and_deleted_by_schedule(tmp_path: Path) -> None:
 
 
 def wait_for(look: Callable[[], object], wanted: object) -> None:
-    """Look again and again until it is as wanted, for half a minute."""
-    for _ in range(60):
-        found = look()
-        if found == wanted:
-            return
-        time.sleep(0.5)
-    raise AssertionError(f"{found!r}, not {wanted!r}")
+    """Look again and again until it is as wanted."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (found := look()) != wanted:
+        assert time.monotonic() < deadline, f"{found!r}, not {wanted!r}"
+        time.sleep(POLL_S)
 
 
 def test_certificates_decide_who_may_use_what(tmp_path: Path) -> None:

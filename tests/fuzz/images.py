@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from blockdev.device import BlockDevice
@@ -17,6 +17,7 @@ from tests.crash.workload import Workload, sessions
 ONE = Shape("one", 1, ("a",), 24 * MIB)
 TWO = Shape("two", 2, ("a", "b"), 24 * MIB)
 CHUNK_BYTES = 4096
+READ_BYTES = 64 * BLOCK
 
 
 def stopped_world(shape: Shape, seed: int, actions: int = 30) -> tuple[SimulatedWorld, History]:
@@ -104,24 +105,33 @@ async def read_every_block(
     names += [f"{snap.volume}@{snap.name}" for snap in pool.management.snapshots()]
     for name in names:
         device = pool.open_export(name)
-        for block in range(device.size_bytes // BLOCK):
-            data = await _read(device, block, tally)
-            if data is None:
-                continue
-            wanted = known.get(name, {}).get(block, {ZERO_BLOCK})
-            good = data in wanted or (zeroes and data == ZERO_BLOCK)
-            assert good, f"{name}[{block}] reads wrong: {data[:16].hex()}"
-            tally.right += 1
+        for at in range(0, device.size_bytes, READ_BYTES):
+            for block, data in await _read(device, at, tally):
+                wanted = known.get(name, {}).get(block, {ZERO_BLOCK})
+                good = data in wanted or (zeroes and data == ZERO_BLOCK)
+                assert good, f"{name}[{block}] reads wrong: {data[:16].hex()}"
+                tally.right += 1
         await device.close()
 
 
-async def _read(device: BlockDevice, block: int, tally: Tally) -> bytes | None:
-    try:
-        return bytes(await device.read(block * BLOCK, BLOCK))
-    except DeviceError as error:
-        tally.refused += 1
-        tally.messages.add(str(error).split(":")[0])
-        return None
+async def _read(device: BlockDevice, offset: int, tally: Tally) -> list[tuple[int, bytes]]:
+    """Read some blocks at once; if that is refused, one by one. Returns those that can be read."""
+    length = min(READ_BYTES, device.size_bytes - offset)
+    with suppress(DeviceError):
+        return _blocks(offset, bytes(await device.read(offset, length)))
+    found = []
+    for at in range(offset, offset + length, BLOCK):
+        try:
+            found += _blocks(at, bytes(await device.read(at, BLOCK)))
+        except DeviceError as error:
+            tally.refused += 1
+            tally.messages.add(str(error).split(":")[0])
+    return found
+
+
+def _blocks(offset: int, data: bytes) -> list[tuple[int, bytes]]:
+    first = offset // BLOCK
+    return [(first + i, data[i * BLOCK : (i + 1) * BLOCK]) for i in range(len(data) // BLOCK)]
 
 
 @contextmanager

@@ -144,8 +144,9 @@ def test_a_member_that_fails_meanwhile_is_told_once(seed: int, at: int) -> None:
             done = await scrub(pool, rate=MIB)
             nursery.cancel_scope.cancel()
         assert kinds(done) <= {("member", Outcome.UNREPAIRED)}
-        assert done.found == 1
-        assert done.findings[0].members == ["disk0"]
+        # A checkpoint may meet the dead member first: it is stale then, and not read at all.
+        known = at == 0 and done.skipped == ["disk0: stale"]
+        assert [each.members for each in done.findings] == ([] if known else [["disk0"]])
         assert any(why.startswith("disk0:") for why in done.skipped)
         disk.dead = False
         assert (await scrub(pool)).found == 0

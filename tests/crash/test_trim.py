@@ -49,7 +49,7 @@ def sweep_with_trims(
     monkeypatch.setattr(trimmer, "LOOK_INTERVAL_S", 0.01)
     sweep = Sweep(shape, seed, actions=(4, 4), workload=Churning)
     sweep.run(step, start=1 + seed % step)
-    assert trims > sweep.crashes
+    assert trims > 20
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ LIMITS = Limits(
     requests_in_flight_max=16,
 )  # fmt: skip
 """Tight, so that reaching a limit is part of it."""
+HANGS_AFTER_S = 600
+"""Far beyond what a loaded machine takes for milliseconds of work."""
 LINGERING_MAX = 40
 GREETING = b"NBDMAGICIHAVEOPT\0\3"
 ERRORS = {0, 1, 5, 12, 22, 28, 75, 95, 108}
@@ -119,7 +121,7 @@ class House:
         for stream in self.lingering:
             await stream.aclose()
         self.lingering.clear()
-        with trio.fail_after(60):
+        with trio.fail_after(HANGS_AFTER_S):
             while self.server.clients() or self.slow.waiting:
                 await trio.sleep(0.002)
         memory = self.server._service.memory
@@ -223,7 +225,7 @@ async def _listen_to_the_end(
             await _send(inner, rng, arrives)
             await transport.send_eof()
 
-    with trio.fail_after(60):
+    with trio.fail_after(HANGS_AFTER_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(speak)
             with suppress(trio.BrokenResourceError):

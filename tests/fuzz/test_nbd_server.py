@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.fuzz.hostile import KEPT, Footprint, House, attack, begin_tls, house
+from tests.fuzz.hostile import HANGS_AFTER_S, KEPT, Footprint, House, attack, begin_tls, house
 from tests.fuzz.nbd_reading import NAMES
 from tests.fuzz.nbd_streams import SIZE_BYTES
 from tests.sim.nbd_peer import FLUSH, READ, STATUS, WRITE, Mode, NbdPeer, nbd_peer
@@ -24,8 +24,6 @@ BATCH = 240
 OBJECTS_MAX, RESIDENT_KIB_MAX = 4000, 24 << 10
 """What may be there more than after the first half: by then caches are full, and so is what the
 allocator keeps, which took 27 MiB more in a process that had done nothing before."""
-PATIENCE_S = 30
-"""For any answer to a good client, whatever the hostile ones do."""
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +75,7 @@ async def check_service(here: House, rng: random.Random) -> None:
 async def check_device(peer: NbdPeer, rng: random.Random) -> None:
     length = rng.choice((512, 9000, 70_000))
     offset, data = rng.randrange(SIZE_BYTES - length), rng.randbytes(length)
-    with trio.fail_after(PATIENCE_S):
+    with trio.fail_after(HANGS_AFTER_S):
         assert (await peer.call(WRITE, offset, length, data=data)).error == 0
         assert (await peer.call(READ, offset, length)).data == data
         assert (await peer.call(FLUSH)).error == 0
@@ -89,13 +87,13 @@ async def work(here: House, rng: random.Random) -> None:
         known = (await peer.call(READ, 0, SIZE_BYTES)).data
 
         async def read_all() -> None:
-            with trio.fail_after(PATIENCE_S):
+            with trio.fail_after(HANGS_AFTER_S):
                 assert (await peer.call(READ, 0, SIZE_BYTES)).data == known
 
         while True:
             length = rng.choice((512, 4096, 20_000))
             offset, data = rng.randrange(SIZE_BYTES - length), rng.randbytes(length)
-            with trio.fail_after(PATIENCE_S):
+            with trio.fail_after(HANGS_AFTER_S):
                 assert (await peer.call(WRITE, offset, length, data=data)).error == 0
                 known[offset : offset + length] = data
                 offset = rng.randrange(SIZE_BYTES - length)
@@ -132,7 +130,7 @@ async def batch(here: House, seed: str, count: int) -> int:
                 hostile.start_soon(one_after_the_other)
         busy.cancel_scope.cancel()
     await here.idle()
-    with trio.fail_after(60):
+    with trio.fail_after(HANGS_AFTER_S):
         await check_service(here, random.Random(f"{seed} after"))
         await here.idle()
     return wrong

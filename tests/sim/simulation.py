@@ -8,12 +8,11 @@ from blockdev.errors import DeviceError
 from storage.pool import create_pool
 from tests.crash.harness import SEGMENT_BYTES
 from tests.sim import members
-from tests.sim.actions import WEIGHTS
 from tests.sim.deterministic import Hang, environment, run
 from tests.sim.disks import Photo, SimDisk, SimWorld, boot
 from tests.sim.life import Life, Moment, Probe, check_stopped
 from tests.sim.model import Model
-from tests.sim.plan import Plan, make_plan
+from tests.sim.plan import Plan
 
 
 @dataclass
@@ -94,8 +93,3 @@ def _check(plan: Plan, left: Moment, seed: int) -> None:
     if plan.lying is None:
         world = boot(left.photo, seed)
         run(seed, partial(check_stopped, world, plan))
-
-
-def simulate_seed(seed: int) -> Outcome:
-    """Run one seed with all its crash points."""
-    return simulate(make_plan(seed, WEIGHTS))

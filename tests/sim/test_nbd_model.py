@@ -42,6 +42,7 @@ WORKERS = 8
 """Requests in flight on each connection."""
 SIZE_BYTES = 16 << 20
 STRIPE_BYTES = SIZE_BYTES // (CONNECTIONS * WORKERS)
+HANGS_AFTER_S = 600
 ROUND = 25
 """Requests of each worker between two looks at everything, where they overlap."""
 SMALL = PoolSettings(extent_cache_bytes=64 << 10, buffer_bytes=4 << 20, flush_interval_s=0.02)
@@ -103,7 +104,7 @@ async def served(folder: Path) -> AsyncIterator[Path]:
         async with trio.open_nursery() as nursery:
             await nursery.start(server.serve, [listen_unix(path)])
             yield path
-            with trio.fail_after(30):
+            with trio.fail_after(HANGS_AFTER_S):
                 while server.clients():
                     await trio.sleep(0.01)
             assert server._service.memory.used_bytes == 0
@@ -340,9 +341,9 @@ COMBINATIONS = [(name, mode) for name in ("memory", "volume") for mode in Mode]
 
 @pytest.mark.parametrize(("name", "mode"), COMBINATIONS)
 async def test_every_byte_is_as_the_model_says(tmp_path: Path, name: str, mode: Mode) -> None:
-    """100,000 requests, together with the others."""
+    """48,000 requests, together with the others."""
     print("seed=1")
-    await history(tmp_path, name, mode, 1, -(-100_000 // len(COMBINATIONS)))
+    await history(tmp_path, name, mode, 1, 48_000 // len(COMBINATIONS))
 
 
 @pytest.mark.long

@@ -122,10 +122,23 @@ async def work(peer: NbdPeer, history: History, blocks: range, rng: random.Rando
         history.answered(block, durable=bool(fua))
 
 
+async def after(world: SimulatedWorld, operations: int) -> None:
+    """Wait for so many operations of the disk."""
+    reached = trio.Event()
+    last = world.operations + operations
+
+    def count() -> None:
+        if world.operations >= last:
+            reached.set()
+
+    world.at_operation = count
+    await reached.wait()
+
+
 async def life(
-    world: SimulatedWorld, path: Path, history: History, seed: str, cut_after_s: float
+    world: SimulatedWorld, path: Path, history: History, seed: str, operations: int
 ) -> None:
-    """Serve, write, and cut the power in the middle of it all."""
+    """Serve, write, and cut the power in the middle of it all, after so many of the disk."""
     rng = random.Random(seed)
     share = BLOCKS // (CONNECTIONS * WORKERS)
     try:
@@ -134,7 +147,7 @@ async def life(
                 blocks = range(number * share, (number + 1) * share)
                 own = random.Random(rng.random())
                 nursery.start_soon(work, peers[number % CONNECTIONS], history, blocks, own)
-            await trio.sleep(cut_after_s)
+            await after(world, operations)
             world.cut_power()
             raise PowerCut
     except* PowerCut:
@@ -150,7 +163,7 @@ async def lives(folder: Path, seed: int, count: int) -> None:
     history, rng = History(), random.Random(seed)
     for number in range(count):
         name = f"{seed} {number}"
-        await life(world, folder / f"{number}.sock", history, name, rng.uniform(0.05, 0.4))
+        await life(world, folder / f"{number}.sock", history, name, rng.randint(50, 350))
         world = world.reboot()
         async with open_pool([member(world)]) as pool:
             device = pool.open_export("volume")

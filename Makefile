@@ -1,7 +1,7 @@
 # make run    start the daemon; on a fresh Debian machine, install what it needs first
 # make test   everything: linters, types, all tests; installs what they need first
 # make check  linters and types only
-# make unit   quick tests only: no real clients or servers
+# make unit   quick tests only: no real programs, no simulated power cuts
 # make long   the long forms of tests: many more seeds
 # make bench  benchmarks, one JSON line each
 # make clean  remove what the above made, the virtual environment included
@@ -11,6 +11,7 @@ RUN_READY := $(VENV)/.run-ready
 TEST_READY := $(VENV)/.test-ready
 # A hang must end before continuous integration gives up without a word.
 PYTEST := timeout --foreground --kill-after=30 3000 $(VENV)/bin/python -m pytest
+PARALLEL := -q -n 2 --dist worksteal
 SHELL := bash
 
 .PHONY: run test check unit long bench clean
@@ -21,7 +22,7 @@ run: $(RUN_READY)
 # The parallel tests first: they fail sooner. Real programs share ports, kernel
 # devices and the machine's speed, so those tests run one by one.
 test: check
-	$(PYTEST) -q -n 2 --dist worksteal -m "not system and not long" $(ARGS)
+	$(PYTEST) $(PARALLEL) -m "not system and not long" $(ARGS)
 	$(PYTEST) -q -m "system and not long" $(ARGS) || [ $$? -eq 5 ] # 5: there are none
 
 check: $(TEST_READY)
@@ -29,11 +30,13 @@ check: $(TEST_READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+# Two thirds of the time of the parallel tests goes into crash and sim.
 unit: $(TEST_READY)
-	$(PYTEST) -q -n 2 --dist worksteal -m "not system and not long" $(ARGS)
+	$(PYTEST) $(PARALLEL) -m "not system and not long" \
+		--ignore=tests/crash --ignore=tests/sim --ignore=tests/system $(ARGS)
 
 long: $(TEST_READY)
-	$(PYTEST) -q -n 2 --dist worksteal -o faulthandler_timeout=0 -m long $(ARGS)
+	$(PYTEST) $(PARALLEL) -o faulthandler_timeout=0 -m long $(ARGS)
 
 bench: $(TEST_READY)
 	$(VENV)/bin/python -m bench.run $(ARGS)

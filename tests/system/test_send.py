@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.system.daemon_process import CENOTE, Daemon, qemu_io, tool
-from tests.system.processes import Result, clean_environment
+from tests.system.processes import PATIENCE_S, POLL_S, Result, clean_environment
 
 pytestmark = pytest.mark.system
 
 KIB, MIB = 1 << 10, 1 << 20
+IDLE_LOOKS = 50
 
 
 @contextmanager
@@ -52,10 +53,10 @@ def pipe(sender: list[str], receiver: list[str]) -> tuple[Result, Result]:
     ):  # fmt: skip
         assert first.stdout is not None
         first.stdout.close()
-        out, err = second.communicate(timeout=60)
+        out, err = second.communicate(timeout=PATIENCE_S)
         assert first.stderr is not None
         said = first.stderr.read().decode()
-        return Result(first.wait(20), "", said), Result(second.returncode, out, err)
+        return Result(first.wait(PATIENCE_S), "", said), Result(second.returncode, out, err)
 
 
 def random_file(path: Path, size: int, seed: int) -> Path:
@@ -187,7 +188,7 @@ def send_bytes(daemon: Daemon, *words: str) -> bytes:
 
 def arrived(daemon: Daemon, at_least: int) -> tuple[int, str]:
     """Position and token, once so much has arrived."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         result = daemon.run("receive", "root", "--token", "--json")
         if result.code == 0:
@@ -195,6 +196,7 @@ def arrived(daemon: Daemon, at_least: int) -> tuple[int, str]:
             if found["position_bytes"] >= at_least:
                 return found["position_bytes"], found["token"]
         assert time.monotonic() < deadline, result
+        time.sleep(POLL_S)
 
 
 def test_receiving_survives_kills(tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_receiving_survives_kills(tmp_path: Path) -> None:
             first, _ = arrived(receiver, 64 * MIB)
             kill(receiver)
             # In the middle of a request, or between two.
-            failed = receiving.communicate(timeout=30)[1]
+            failed = receiving.communicate(timeout=PATIENCE_S)[1]
             assert b"does not answer" in failed or b"no daemon is running" in failed
             assert receiving.returncode == 3
         with daemon(tmp_path / "b") as receiver:
@@ -229,7 +231,7 @@ def test_receiving_survives_kills(tmp_path: Path) -> None:
             assert len(stream) - len(rest) > position - 200 * KIB
             receiving = feed(receiver, rest[: 30 * MIB])
             receiving.kill()
-            receiving.communicate(timeout=30)
+            receiving.communicate(timeout=PATIENCE_S)
             position, token = arrived(receiver, position + 28 * MIB)
             with subprocess.Popen(
                 command(ours, "send", "root@one", "--resume", token),
@@ -239,10 +241,10 @@ def test_receiving_survives_kills(tmp_path: Path) -> None:
                 part = sending.stdout.read(MIB)
                 kill(ours)
                 part += sending.stdout.read()
-                assert sending.wait(20) == 3
+                assert sending.wait(PATIENCE_S) == 3
                 assert sending.stderr is not None
                 assert b"ended the stream early" in sending.stderr.read()
-            _, err = feed(receiver, part).communicate(timeout=30)
+            _, err = feed(receiver, part).communicate(timeout=PATIENCE_S)
             assert b"the stream ends early" in err
             assert b"go on with cenote send ... --resume 1." in err
             before, _ = arrived(receiver, position + MIB // 2)
@@ -257,7 +259,7 @@ def test_receiving_survives_kills(tmp_path: Path) -> None:
 
 def test_a_slow_reader_sets_the_pace(tmp_path: Path) -> None:
     """Goal: the daemon holds a few MiB of a stream that nobody reads, not all of it."""
-    size = 200 * MIB
+    size = 96 * MIB
     with daemon(tmp_path / "a") as ours:
         ours.json("volume", "create", "root", "--size", str(size))
         fill(ours, "root", random_file(tmp_path / "image", size, 4))
@@ -269,14 +271,14 @@ def test_a_slow_reader_sets_the_pace(tmp_path: Path) -> None:
             assert sending.stdout is not None
             assert sending.stdout.read(MIB)
             before = resident_bytes(ours)
-            time.sleep(2)
+            wait_until_idle(ours.process.pid, sending.pid)
             assert resident_bytes(ours) - before < 24 * MIB
             assert resident_bytes_of(sending.pid) < 120 * MIB
             # Its snapshot is in use, and it goes on once somebody reads.
             assert ours.run("snapshot", "delete", "root@one", "--yes").code == 33
             rest = len(sending.stdout.read())
             assert rest > size - 2 * MIB
-            assert sending.wait(20) == 0
+            assert sending.wait(PATIENCE_S) == 0
         ours.json("snapshot", "delete", "root@one", "--yes")
 
 
@@ -289,3 +291,20 @@ def resident_bytes_of(pid: int) -> int:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) << 10
     raise AssertionError("no such process")
+
+
+def wait_until_idle(*pids: int) -> None:
+    """Wait until processes have used no time of a processor for so many looks in a row."""
+    deadline = time.monotonic() + PATIENCE_S
+    before, looks = 0, 0
+    while looks < IDLE_LOOKS:
+        assert time.monotonic() < deadline, "they are never idle"
+        time.sleep(POLL_S)
+        ticks = sum(map(processor_ticks, pids))
+        before, looks = ticks, looks + 1 if ticks == before else 0
+
+
+def processor_ticks(pid: int) -> int:
+    """User's and system's time of a process, in hundredths of a second."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])

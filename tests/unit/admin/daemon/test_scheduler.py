@@ -16,6 +16,7 @@ from admin.daemon import scheduler as scheduler_module
 from admin.daemon.scheduler import LOOK_INTERVAL_S, RETRY_S_MAX, Scheduler
 from blockdev.errors import NoSpaceError
 from storage.catalogue.schedule import LATE, Schedule
+from storage.cleaning import reclaim
 from storage.environment import Environment
 from storage.errors import ExistsError, InvalidArgumentError, NotFoundError
 from storage.pool import MemberDevice, Pool, PoolSettings, open_pool
@@ -44,8 +45,9 @@ class WallClock:
 
 
 @pytest.fixture
-def clock(autojump_clock: Mock) -> WallClock:
+def clock(autojump_clock: Mock, monkeypatch: pytest.MonkeyPatch) -> WallClock:
     """A test that uses this names `autojump_clock` too, so that trio runs on that clock."""
+    monkeypatch.setattr(reclaim, "LOOK_EVERY_S", 60.0)  # hours have many fifths of a second
     return WallClock(autojump_clock)
 
 

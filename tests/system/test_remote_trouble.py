@@ -1,12 +1,12 @@
 """Our client and servers that fail, can do little, are slow or leave."""
 
 import random
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from blockdev.errors import (
     CacheLostError,
@@ -16,13 +16,14 @@ from blockdev.errors import (
     ReadOnlyError,
     UnsupportedError,
 )
-from nbd.client import open_nbd
+from nbd.client import NbdDevice, open_nbd
 from tests.system.remote_servers import (
     BY_NAME,
     MEMORY,
     ONCE,
     PATIENT,
     SIZE_BYTES,
+    Kind,
     content,
     nbdkit,
     opened,
@@ -207,50 +208,86 @@ async def test_a_server_that_insists_on_its_blocks(maximum: str) -> None:
 
 
 async def test_slow_answers_come_together() -> None:
-    kind = nbdkit("delay", "--filter=delay", *MEMORY, "rdelay=200ms")
-    async with opened(kind) as (_, device):
-        started = time.monotonic()
-        async with trio.open_nursery() as nursery:
-            for number in range(16):
-                nursery.start_soon(device.read, number * 4096, 4096)
-        assert 0.2 <= time.monotonic() - started < 3  # 3.2 one by one
+    """The server answers no read before it has been asked for all sixteen."""
+    together = "touch asked$4; while [ $(ls asked* | wc -l) -lt 16 ]; do sleep 0.05; done; "
+    read = "dd status=none if=disk iflag=skip_bytes,count_bytes skip=$4 count=$3"
+    kind = nbdkit("eval", *script(pread=together + read))
+    async with opened(kind) as (_, device), trio.open_nursery() as nursery:
+        for number in range(16):
+            nursery.start_soon(device.read, number * 4096, 4096)
 
 
-async def test_too_slow_answers_end_the_connection() -> None:
-    kind = nbdkit("delay", "--filter=delay", *MEMORY, "rdelay=5", "delay-close=0")
-    async with opened(kind, replace(ONCE, request_s=0.3, close_s=0.1)) as (_, device):
-        await device.write(0, b"x")
-        started = time.monotonic()
-        with pytest.raises(DeviceError, match=r"command=0 seconds=0\.3"):
+# The clock of the next tests runs slowly, and jumps when it is told to: so a time limit ends
+# requests that are never answered, at once, and no others, however busy the machine is.
+
+REQUEST_S = 30
+TOO_LONG_S = 31
+
+
+@pytest.fixture
+def slow_clock() -> MockClock:
+    return MockClock(rate=0.1)
+
+
+async def read_in_vain(
+    device: NbdDevice, asked: Path, clock: MockClock, times: int, match: str
+) -> None:
+    """Read from a server that never answers reads: it is asked so often, each time for too long."""
+
+    async def read() -> None:
+        with pytest.raises(DeviceError, match=match):
             await device.read(0, 10)
-        assert time.monotonic() - started < 5
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        for turn in range(times):
+            while not asked.exists() or len(asked.read_text()) <= turn:
+                await trio.sleep(0.001)
+            clock.jump(TOO_LONG_S)
+
+
+def never_reads() -> Kind:
+    """A server that notes that it is asked to read, and never answers that."""
+    return nbdkit("eval", *script(pread="echo >> asked; exec sleep 1000"))
+
+
+async def test_too_slow_answers_end_the_connection(slow_clock: MockClock) -> None:
+    options = replace(ONCE, request_s=REQUEST_S, close_s=0.1)
+    async with opened(never_reads(), options) as (server, device):
+        await device.write(0, b"x")
+        match = rf"command=0 seconds={REQUEST_S}"
+        await read_in_vain(device, server.folder / "asked", slow_clock, 1, match)
         with pytest.raises(CacheLostError):
             await device.flush()
-    options = replace(PATIENT, request_s=0.2, close_s=0.1)
-    async with opened(kind, options) as (_, device):
-        with pytest.raises(DeviceError, match="interrupted too often: attempts=3"):
-            await device.read(0, 10)
+
+
+async def test_too_slow_answers_are_asked_for_again_but_not_for_ever(slow_clock: MockClock) -> None:
+    options = replace(PATIENT, request_s=REQUEST_S, close_s=0.1)
+    async with opened(never_reads(), options) as (server, device):
+        match = "interrupted too often: attempts=3"
+        await read_in_vain(device, server.folder / "asked", slow_clock, 3, match)
         await device.write(0, b"x")  # these are quick
         await device.flush()
         assert device.reconnects >= 2
 
 
-async def test_a_server_that_freezes(tmp_path: Path) -> None:
+async def test_a_server_that_freezes(slow_clock: MockClock) -> None:
     """It is alive, but nobody is at home; then it goes on as if nothing had been."""
     kind = BY_NAME["nbdkit-file"]
-    async with opened(kind, replace(PATIENT, request_s=0.3)) as (server, device):
+    async with opened(kind, replace(PATIENT, request_s=REQUEST_S)) as (server, device):
         await device.write(0, b"safe")
         await device.flush()
         server.pause(on=True)
 
         async def go_on() -> None:
-            await trio.sleep(1)
+            while device.connections:
+                await trio.sleep(0.005)
+                slow_clock.jump(TOO_LONG_S)
             server.pause(on=False)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(go_on)
-            with trio.fail_after(20):
-                assert await content(device, 0, 4) == b"safe"
+            assert await content(device, 0, 4) == b"safe"
         assert device.reconnects
 
 

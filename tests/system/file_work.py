@@ -24,6 +24,7 @@ BLOCKS = 48
 LINE = 64
 KEPT_ROWS = 60
 FILES_MAX = 30
+FILE_KINDS = {"new", "replace", "delete", "line", "block"}
 MODES = {"wal": "FULL", "delete": "EXTRA"}
 """Journal modes of SQLite, each with the `synchronous` that makes a commit durable."""
 
@@ -79,17 +80,22 @@ class Worker:
         self._files: list[str] = []
         self._number = itertools.count(1)
         self._lines = 0
+        self._done = set[str]()
 
     @contextlib.contextmanager
     def _deed(self, kind: str, name: str, version: int) -> Iterator[None]:
         begun_s = time.monotonic()
         yield
+        self._done.add(kind)
         print(json.dumps(asdict(Deed(kind, name, version, begun_s, time.monotonic()))), flush=True)
 
     # -- files
 
     def files(self, until_s: float) -> None:
-        """New files, new versions of files, appended lines, blocks in place, deleted files."""
+        """New files, new versions of files, appended lines, blocks in place, deleted files.
+
+        Goes on until each of them was done.
+        """
         with (self._root / "lines").open("wb", buffering=0) as lines:
             blocks = os.open(self._root / "blocks", os.O_RDWR | os.O_CREAT)
             with self._deed("blocks", "blocks", 0):
@@ -97,7 +103,7 @@ class Worker:
                     os.pwrite(blocks, block_of(self._seed, number, 0), number * BLOCK)
                 os.fsync(blocks)
                 sync(self._root)
-            while time.monotonic() < until_s:
+            while time.monotonic() < until_s or not self._done >= FILE_KINDS:
                 act = self._rng.choice(["new", "new", "replace", "line", "line", "block", "delete"])
                 if act == "line":
                     self._line(lines.fileno())

@@ -22,6 +22,7 @@ from admin.errors import DaemonNotRunningError
 from admin.home import Home
 from admin.names import SnapshotName
 from tests.system.pool_daemon import PoolDaemon, pool_daemon, scratch_directory
+from tests.system.processes import POLL_S
 from tests.system.stamps import Model, StampedClient
 
 VOLUMES = ("a", "b", "c", "d")
@@ -29,6 +30,8 @@ VOLUME_BYTES = 6 << 20
 MEMBER_SIZE = "160M"
 SNAPSHOTS_MAX, CLONES_MAX = 6, 3
 WRITE_S_MIN, WRITE_S_MAX = 0.05, 0.7
+CHANGES_MIN = 2
+"""Changes of snapshots and clones before a kill, however slow the machine is."""
 CHECK_EVERY = 20
 LOOKS = 3
 """Snapshots and clones read after each kill; in the end all of them."""
@@ -104,7 +107,12 @@ class Soak:
         clients = [self._client(name) for name in VOLUMES]
         threads = [self._thread(client.write_until_killed) for client in clients]
         threads.append(self._thread(lambda: self._change_until_killed(rng)))
+        changes = self.changes + CHANGES_MIN
         time.sleep(self.rng.uniform(WRITE_S_MIN, WRITE_S_MAX))
+        for client in clients:
+            client.wait_for(writes=1, flushes=1)
+        while self.changes < changes and not self._problems:
+            time.sleep(POLL_S)
         self._killed.set()
         self.daemon.kill()
         for thread in threads:

@@ -5,9 +5,10 @@ Needs root. The kernel's own NBD client would need a module that not every kerne
 
 import contextlib
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.system.processes import PATIENCE_S, wait_for_path
 
 MAKE = {
     "ext4": ("mkfs.ext4", "-F", "-q", "-b", "4096", "-E", "lazy_itable_init=0", "-J", "size=4"),
@@ -16,13 +17,12 @@ MAKE = {
 CHECK = {"ext4": ("e2fsck", "-f", "-n"), "xfs": ("xfs_repair", "-n", "-f")}
 """Each reports and changes nothing, and fails when something is wrong."""
 OPTIONS = {"ext4": "discard,noatime", "xfs": "discard,noatime,nouuid"}
-APPEARS_S = 20.0
 
 
 def run(*command: str | Path) -> str:
     """Run a program and return what it says; a failure shows all of it."""
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=PATIENCE_S,
         check=False,
     )  # fmt: skip
     words = " ".join(map(str, command))
@@ -37,16 +37,12 @@ def export_as_file(folder: Path, uri: str) -> Iterator[Path]:
     file = folder / "export"
     process = subprocess.Popen(["nbdfuse", str(file), uri])
     try:
-        until_s = time.monotonic() + APPEARS_S
-        while not file.exists():
-            assert process.poll() is None, "nbdfuse ended"
-            assert time.monotonic() < until_s, "nbdfuse does not show the export"
-            time.sleep(0.02)
+        wait_for_path(file, process)
         yield file
     finally:
         subprocess.run(["umount", "-l", str(folder)], check=False)
         try:
-            process.wait(20)
+            process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

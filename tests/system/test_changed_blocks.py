@@ -11,6 +11,7 @@ import pytest
 
 from nbd.client import ClientOptions, open_nbd
 from tests.system.daemon_process import Daemon, qemu_io, tool
+from tests.system.processes import PATIENCE_S, wait_for_path
 
 pytestmark = pytest.mark.system
 
@@ -100,10 +101,9 @@ def test_depths_are_those_of_qemu(daemon: Daemon, tmp_path: Path) -> None:
     with subprocess.Popen(
         ["qemu-nbd", "--read-only", "-A", "-f", "qcow2", "-k", str(socket), files[-1]]
     ) as server:
-        while not socket.exists():
-            assert server.poll() is None
+        wait_for_path(socket, server)
         theirs = map_of(f"nbd+unix:///?socket={socket}", DEPTH)
-        server.wait(20)  # it stops after its last client
+        server.wait(PATIENCE_S)  # it stops after its last client
     assert map_of(daemon.uri("root"), DEPTH) == theirs
 
 

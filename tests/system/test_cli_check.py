@@ -15,7 +15,7 @@ CONFIG = """\
 format = 1
 [[member]]
 path = "member.img"
-size = "1G"
+size = "256M"
 """
 
 

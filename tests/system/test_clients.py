@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.daemon_process import Daemon
-from tests.system.processes import cenote
+from tests.system.processes import PATIENCE_S, cenote
 
 pytestmark = pytest.mark.system
 
@@ -130,14 +130,14 @@ def test_changes_under_clients_that_come_back_at_once(daemon: Daemon) -> None:
         daemon.json("snapshot", "rollback", "root@one", "--yes", "--disconnect")
         assert [one.line() for one in scripts] == ["reads 1"] * 3
         assert daemon.json("client", "disconnect", "--export", "root")["disconnected"]
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while len(daemon.json("client", "list")) < 3:  # they are back
             assert time.monotonic() < deadline
         assert daemon.run("volume", "delete", "root", "--snapshots", "--yes").code == 33
         daemon.json("volume", "delete", "root", "--snapshots", "--yes", "--disconnect")
         for one in scripts:
             assert one.line().startswith("refused ")
-            assert one.process.wait(20) == 0
+            assert one.process.wait(PATIENCE_S) == 0
     finally:
         for one in scripts:
             one.close()

@@ -6,9 +6,11 @@ from dataclasses import replace
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from blockdev.errors import CacheLostError, DeviceError
 from nbd.client import NbdDevice
+from tests.system.processes import POLL_S
 from tests.system.remote_servers import (
     BY_NAME,
     PATIENT,
@@ -33,13 +35,13 @@ async def test_what_was_flushed_outlives_the_server(kind: Kind, tls: bool) -> No
         await device.write(0, data)
         await device.flush()
         server.kill()
-        await trio.sleep(0.05)
-        assert device.connections == 0
+        while device.connections:
+            await trio.sleep(POLL_S)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(device.write, 0, b"while it was away")
             nursery.start_soon(device.flush)
             nursery.start_soon(device.extents, 0, SIZE_BYTES)
-            await trio.sleep(0.1)
+            await wait_all_tasks_blocked()
             server.start()
             assert await content(device, 4096, SIZE_BYTES - 4096) == data[4096:]
         await device.flush()
@@ -116,8 +118,8 @@ async def test_a_server_that_is_killed_again_and_again(kind: Kind) -> None:
                 server.kill()
                 server.start()
                 while not device.connections:
-                    await trio.sleep(0.01)
-                await trio.sleep(0.05)
+                    await trio.sleep(POLL_S)
+                await wait_all_tasks_blocked()
                 stop = True
             with pytest.raises(CacheLostError):
                 await device.flush()
@@ -140,7 +142,7 @@ async def test_a_server_that_does_not_come_back() -> None:
         started = time.monotonic()
         with pytest.raises(DeviceError, match=r"did not come back: seconds=0\.5"):
             await device.read(4096, 10)
-        assert 0.3 < time.monotonic() - started < 30
+        assert time.monotonic() - started > 0.3
         with pytest.raises(CacheLostError):
             await device.flush()
 

@@ -248,7 +248,8 @@ async def read_in_vain(
 
 def never_reads() -> Kind:
     """A server that notes that it is asked to read, and never answers that."""
-    return nbdkit("eval", *script(pread="echo >> asked; exec sleep 1000"))
+    forever = "while kill -0 $PPID 2> /dev/null; do sleep 0.1; done"
+    return nbdkit("eval", *script(pread=f"echo >> asked; {forever}"))
 
 
 async def test_too_slow_answers_end_the_connection(slow_clock: MockClock) -> None:

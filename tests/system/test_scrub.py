@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.system.daemon_process import Daemon, qemu_io
-from tests.system.processes import cenote
+from tests.system.processes import POLL_S, cenote
 
 pytestmark = pytest.mark.system
 
@@ -113,14 +113,14 @@ def test_rot_of_the_only_copy_is_told_and_never_read(tmp_path: Path) -> None:
 
 def test_it_goes_on_after_a_kill_and_keeps_its_report(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    where = config(tmp_path, 1, '[scrub]\nevery = "never"\nrate = "4M"')
+    where = config(tmp_path, 1, '[scrub]\nevery = "never"\nrate = "2M"')
     with Daemon(home, where) as daemon:
         noise = write_noise(daemon, tmp_path, mib=24)
         rot(tmp_path / "m0.img", block_of(noise, 0))
         before = daemon.json("scrub", "start")
-        assert before["rate_bytes"] == 4 * MIB
-        while daemon_result(daemon)["lost"] == 0 or daemon_result(daemon)["segment"] < 3:
-            time.sleep(0.1)
+        assert before["rate_bytes"] == 2 * MIB
+        while (now := daemon_result(daemon))["lost"] == 0 or now["segment"] < 3:
+            time.sleep(POLL_S)
         daemon.json("volume", "create", "more", "--size", "1M")
     daemon = Daemon(home, where)  # after a stop
     with daemon_until_killed(daemon):

@@ -184,20 +184,24 @@ def test_an_interrupted_copy_leaves_no_file(tmp_path: Path) -> None:
     Rarely, on a busy machine, one was seen to go on; why is not known. So it may happen once here,
     and where it was then is printed.
     """
-    words = ("nbdkit", "--filter=delay", "pattern", "64M", "rdelay=3600")
-    with server(tmp_path, *words) as uri:
-        ended = _is_interrupted(uri, tmp_path / "one") or _is_interrupted(uri, tmp_path / "two")
-    assert ended
+    assert _is_interrupted(tmp_path, "one") or _is_interrupted(tmp_path, "two")
 
 
-def _is_interrupted(uri: str, target: Path) -> bool:
+def _is_interrupted(tmp_path: Path, name: str) -> bool:
     """Whether a copy, which lasts for hours, ends after a signal; if so, it must end well."""
-    with subprocess.Popen(
-        [*CENOTE, "nbd", "copy", uri, str(target)],
-        env=clean_environment() | {"PYTHONFAULTHANDLER": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    folder = tmp_path / name  # a server for each: nbdkit may not survive a copy that is killed
+    folder.mkdir()
+    target = folder / "target"
+    words = ("nbdkit", "--filter=delay", "pattern", "64M", "rdelay=3600")
+    with (
+        server(folder, *words) as uri,
+        subprocess.Popen(
+            [*CENOTE, "nbd", "copy", uri, str(target)],
+            env=clean_environment() | {"PYTHONFAULTHANDLER": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
         wait_for_path(target, process)
         process.send_signal(signal.SIGINT)
         try:

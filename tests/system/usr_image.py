@@ -45,7 +45,7 @@ def make_usr_image(image: Path, bytes_min: int) -> int:
     stage.mkdir()
     data_bytes = copy_some_of_usr(stage, bytes_min)
     with image.open("wb") as file:
-        file.truncate(int(data_bytes * IMAGE_SHARE))
+        file.truncate(int(data_bytes * IMAGE_SHARE) >> 20 << 20)
     run("mke2fs", "-q", "-F", "-t", "ext4", "-d", stage, image, cwd=image.parent)
     shutil.rmtree(stage)
     return data_bytes

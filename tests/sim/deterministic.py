@@ -124,8 +124,12 @@ def superblocks_decoded_once() -> Iterator[None]:
 
 @contextmanager
 def garbage_collected_between_runs() -> Iterator[None]:
-    """Around many runs: collect no garbage within a run. What is there now is not looked at."""
-    collects = gc.isenabled()
+    """Around many runs: collect no garbage within a run. What is there now is not looked at.
+    Within another use, which has seen to it, this does nothing.
+    """
+    if not gc.isenabled():
+        yield
+        return
     gc.disable()
     gc.collect()
     gc.freeze()
@@ -133,8 +137,7 @@ def garbage_collected_between_runs() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-        if collects:
-            gc.enable()
+        gc.enable()
 
 
 @contextmanager

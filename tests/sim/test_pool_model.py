@@ -28,18 +28,17 @@ from tests.crash import model
 from tests.crash.harness import MIB, Shape
 from tests.crash.model import BLOCK, History
 from tests.crash.workload import pieces
+from tests.sim.deterministic import quiet_and_quick
 from tests.sim.pool_model import Action, Session, Snap, Vol, data_of, flattened, put, range_of
 from tests.sim.pool_run import Run
 
-STEPS_MIN = 2_000
-"""In the short form."""
+STEPS_MIN = 2_000  # in the short form
 SHAPES = (Shape("one", 1, ("a",), 24 * MIB), Shape("two-of-three", 2, ("a", "b", "c"), 16 * MIB))
 SIZES = (4 * MIB + 64 * BLOCK, MIB, 16 * BLOCK)
 """The first reaches over the end of a map page."""
 VOLUMES_MAX, SNAPSHOTS_MAX = 6, 6
 
-indexes = st.integers(0, 1 << 16)
-seeds = st.integers(0, 1 << 16)
+indexes = seeds = st.integers(0, 1 << 16)
 
 
 class Pools(RuleBasedStateMachine):
@@ -382,7 +381,8 @@ def _run(examples: int, steps: int, *, derandomize: bool) -> None:
         max_examples=examples, stateful_step_count=steps, derandomize=derandomize, deadline=None,
         suppress_health_check=list(HealthCheck), database=None,
     )  # fmt: skip
-    run_state_machine_as_test(Pools, settings=wanted)
+    with quiet_and_quick():
+        run_state_machine_as_test(Pools, settings=wanted)
 
 
 def test_a_pool_is_what_plain_dictionaries_say() -> None:

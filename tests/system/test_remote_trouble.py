@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from blockdev.errors import (
     CacheLostError,
@@ -281,9 +281,10 @@ async def test_a_server_that_freezes(slow_clock: MockClock) -> None:
         server.pause(on=True)
 
         async def go_on() -> None:
+            await wait_all_tasks_blocked()  # it reads
+            slow_clock.jump(TOO_LONG_S)
             while device.connections:
-                await trio.sleep(0.005)
-                slow_clock.jump(TOO_LONG_S)
+                await trio.sleep(0.001)
             server.pause(on=False)
 
         async with trio.open_nursery() as nursery:

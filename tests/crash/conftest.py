@@ -1,4 +1,4 @@
-"""What the crash tests share in pytest."""
+"""Pytest fixtures of the crash tests."""
 
 from collections.abc import Iterator
 
@@ -9,6 +9,6 @@ from tests.sim.deterministic import garbage_collected_between_runs, superblocks_
 
 @pytest.fixture(autouse=True, scope="package")
 def quicker_openings() -> Iterator[None]:
-    """Each test opens a pool hundreds of times."""
+    """Make openings quicker: each test opens a pool hundreds of times."""
     with superblocks_decoded_once(), garbage_collected_between_runs():
         yield

@@ -1,7 +1,7 @@
-"""Lives of a pool on simulated disks: each is one run of trio that ends well or in a power cut.
+"""Runs lives of a pool on simulated disks: each life is one run of trio, ended by a stop or a cut.
 
 Every life has its own mock clock and its own seed for the scheduler, the engine's randomness and
-the disks, so one seed gives one run, whatever ran before it.
+the disks, so one seed gives one run, independent of earlier runs.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -55,14 +55,14 @@ def members(world: SimulatedWorld, shape: Shape) -> list[MemberDevice]:
 
 
 def live(world: SimulatedWorld, body: Body) -> bool:
-    """Run one life; True when the power was cut. Whatever else goes wrong is raised bare."""
+    """Run one life; True when the power was cut. Any other error is raised without a group."""
     was_cut = run(world.seed, body)
     assert was_cut == world.was_cut, "the engine swallowed a power cut"
     return was_cut
 
 
 def new_world(shape: Shape, seed: int) -> SimulatedWorld:
-    """A world with a new, empty pool; reboot it for each life."""
+    """Return a world with a new, empty pool; reboot it for each life."""
     world = SimulatedWorld(seed, count_reads=False, checkpoints=True)
     for _ in shape.hosts:
         SimulatedDisk(world, shape.member_bytes, try_reads=bool(seed % 2), garbles=seed % 3 == 0)
@@ -81,14 +81,14 @@ def new_world(shape: Shape, seed: int) -> SimulatedWorld:
 async def opened(
     world: SimulatedWorld, shape: Shape, settings: PoolSettings = SETTINGS, life: int = 0
 ) -> AsyncIterator[Pool]:
-    """The pool of a world; `life` tells openings in one world apart."""
+    """Open the pool of a world; `life` gives each opening in one world its own randomness."""
     env = environment((world.seed, life))
     async with open_pool(members(world, shape), settings=settings, env=env) as pool:
         yield pool
 
 
 async def contents(pool: Pool) -> State:
-    """Everything that can be seen of a pool: names, sizes, snapshots and every byte."""
+    """Return all that clients see of a pool: names, sizes, snapshots and every byte."""
     found: State = {}
     for volume in pool.management.volumes():
         model = VolumeModel(await _image(pool, volume.name))
@@ -122,13 +122,13 @@ def recover(
     then: Callable[[Pool], Awaitable[None]] | None = None,
     settings: PoolSettings = SETTINGS,
 ) -> bool:
-    """Open the pool after a power cut, hold it against the history, close it cleanly.
+    """Open the pool after a power cut, compare it with the history, close it cleanly.
 
-    What was seen must be seen again ever after, so the history is settled on it. `then`
+    Every later opening must show the same content, so the history is settled on it. `then`
     goes on in the open pool. True when the power was cut on the way.
 
     Raises:
-        AssertionError: the pool does not open, or holds what no prefix of the history gives.
+        AssertionError: the pool does not open, or no prefix of the history gives its content.
     """
     body = partial(_recover, world, shape, history, then, settings)
     try:

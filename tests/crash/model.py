@@ -1,8 +1,8 @@
-"""What a pool must hold: every step of a workload in order, and every state in between.
+"""Models the content of a pool: every step of a workload in order, and every state in between.
 
-A step is the smallest thing that a power cut leaves whole: one block, one zero range, one change
+A step is the smallest change that a power cut leaves whole: one block, one zero range, one change
 of the catalogue. The pool has one log, so after a cut all volumes together show the
-result of the first n steps, for one n that covers whatever was acknowledged as durable.
+result of the first n steps, for one n that covers every step acknowledged as durable.
 """
 
 from collections.abc import Callable, Iterator
@@ -55,9 +55,9 @@ class Step:
 
 
 class History:
-    """The steps a workload began, in the order of the log.
+    """The steps that a workload began, in the order of the log.
 
-    The first `floor` steps were acknowledged as durable. `tip` is the state after all of them.
+    The first `floor` steps were acknowledged as durable. `tip` is the state after all steps.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class History:
         self.tip: State = {}
 
     def begin(self, step: Step) -> None:
-        """Note a step that is about to be taken."""
+        """Note a step before the engine is asked for it."""
         step.apply(self.tip)
         self.steps.append(step)
 
@@ -75,9 +75,9 @@ class History:
         self.floor = max(self.floor, through)
 
     def explain(self, found: State) -> int | None:
-        """How many steps lead to this state, at or above the floor; None when none do.
+        """Return how many steps lead to this state, at least `floor`; None when no number does.
 
-        Of several answers the highest is as good as any: later steps changed nothing.
+        Of several answers this is the highest: the steps between them changed nothing.
         """
         answer = None
         for count, state in self._states():
@@ -86,7 +86,7 @@ class History:
         return answer
 
     def settle(self, count: int) -> None:
-        """The first `count` steps were seen after a recovery: all else never happened."""
+        """Drop the steps after the first `count`: a recovery showed the state without them."""
         del self.steps[count:]
         self.floor = count
         *_, (_, self.tip) = self._states()
@@ -99,7 +99,7 @@ class History:
             yield count, state
 
     def differences(self, found: State) -> str:
-        """For messages: how a state differs from the floor's and from the tip's."""
+        """Describe, for messages, how a state differs from that of the floor and from the tip."""
         floor: State = {}
         for step in self.steps[: self.floor]:
             step.apply(floor)
@@ -111,11 +111,11 @@ class History:
         )
 
     def copy(self) -> "History":
-        """An independent copy, to crash the same life several ways."""
+        """Return an independent copy, to crash the same life several ways."""
         return self.back_when(len(self.steps), self.floor)
 
     def back_when(self, steps: int, floor: int) -> "History":
-        """An independent copy of what this was when it had so many steps and that floor."""
+        """Return an independent copy of this history as of so many steps and that floor."""
         made = History()
         made.steps = self.steps[:steps]
         made.floor = floor
@@ -232,7 +232,7 @@ def rename_snapshot(volume: str, name: str, new: str) -> Step:
 
 
 def promote(volume: str, source: str, moving: list[str]) -> Step:
-    """Snapshots of another volume go to this one, before its own."""
+    """Snapshots of `source` move to `volume`, before the snapshots that it has."""
 
     def apply(state: State) -> None:
         moved = {name: state[source].snapshots.pop(name) for name in moving}
@@ -270,7 +270,7 @@ def group(volumes: list[str], name: str) -> Step:
 
 
 def shrink(volume: str, size_bytes: int) -> list[Step]:
-    """What lies behind is zeroed, then the size changes."""
+    """The range behind the new size is zeroed, then the size changes."""
     return [
         Step(f"zero {volume} behind {size_bytes}", lambda state: _cut(state, volume, size_bytes)),
         resize(volume, size_bytes),

@@ -1,9 +1,9 @@
-"""What a power cut leaves at each device operation of one life, without a rerun for each.
+"""Gives the disks that a power cut leaves at each device operation of one life, from a single run.
 
 A life runs once, to its end, and its world is copied at the operations asked for. A copy holds
-what the disks hold when the power goes at that operation: what is durable, what is cached and what
-is in flight. Its history is what was begun and acknowledged by then. Tests that raise the power
-cut inside the engine run beside those that use moments: an engine must also end well.
+the content of the disks when the power goes at that operation: durable, cached and in flight.
+Its history holds the steps begun and acknowledged by then. Some tests raise the power cut inside
+the engine instead, because the engine's tasks must also end well.
 """
 
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,12 +16,12 @@ from tests.crash.model import History
 
 @dataclass(frozen=True)
 class Moment:
-    """A place where the power goes."""
+    """The world and the history as of one operation at which the power goes."""
 
     operation: int
-    """Counted from 1; beyond the last one the life was complete."""
+    """Number of the device operation, from 1; beyond the last one the life was complete."""
     world: SimulatedWorld
-    """Its power is cut: reboot it."""
+    """A copy whose power is cut: reboot it. At the end of the life, the stopped world."""
     history: History
     was_cut: bool
     """False when the life was complete."""
@@ -35,8 +35,8 @@ def moments(
     start: int = 1,
     step: int = 1,
 ) -> Iterator[Moment]:
-    """Live once; then give the moment of operation `start`, of every `step`-th after it, and last
-    of the end."""
+    """Run the life once; then yield the moments of operation `start`, of every `step`-th operation
+    after it, and of the end."""
     taken: list[tuple[SimulatedWorld, int, int]] = []
     next_at = start
 

@@ -1,4 +1,4 @@
-"""What tests of scrubs share."""
+"""Helpers of the tests of scrubs."""
 
 from collections.abc import Awaitable, Callable
 
@@ -36,7 +36,7 @@ def in_pool(world: SimulatedWorld, shape: Shape, body: Callable[[Pool], Awaitabl
 
 
 def first_extent(pool: Pool) -> Location:
-    """Where the first stored block of the first volume lies."""
+    """Return the location of the first stored block of the volume "root"."""
     for page in pool.blockmap.layers[pool.durable.volumes["root"].head].pages.values():
         for a, b in page.entries.tolist():
             if unpack(a, b).kind > 1:

@@ -13,7 +13,7 @@ from tests.sim.deterministic import environment
 
 
 def world_with_data(seed: int) -> tuple[SimulatedWorld, History]:
-    """Three members, two copies, cleanly stopped."""
+    """Return a world with a pool of three members and two copies, cleanly stopped."""
     world = new_world(TWO_OF_THREE, seed)
     history = History()
     live(world, sessions(world, TWO_OF_THREE, Workload(history, seed), (12,)))
@@ -23,7 +23,7 @@ def world_with_data(seed: int) -> tuple[SimulatedWorld, History]:
 async def open_some(
     chosen: Sequence[MemberDevice], history: History | None, without: Sequence[UUID] = ()
 ) -> None:
-    """Open with these members only; with a history, hold the contents against it."""
+    """Open the pool with these members only; compare its contents with the history, if given."""
     env = environment([each.name for each in chosen])
     async with open_pool(chosen, settings=SETTINGS, env=env, without=without) as pool:
         if history is not None:

@@ -1,4 +1,4 @@
-"""One workload, its power cut at one operation, and all that must hold afterwards."""
+"""Cuts the power at operations of one workload and checks every promise after each cut."""
 
 import random
 from collections.abc import Awaitable, Callable, Iterator
@@ -20,7 +20,7 @@ class Sweep:
     """All cuts of one seeded workload on one shape of pool.
 
     Args:
-        workload: what is done.
+        workload: the class of the workload.
         recovery_cuts: how many places of the first recovery are cut, for each cut of the
             workload; None cuts every one.
     """
@@ -40,14 +40,15 @@ class Sweep:
         self.crashes = 0
 
     def run(self, step: int = 1, start: int = 1) -> None:
-        """Live once; check a cut at operation `start`, at every `step`-th after it, and none."""
+        """Run the life once; check a cut at operation `start`, at every `step`-th operation after
+        it, and the life without a cut."""
         world, history = self._made.reboot(), History()
         life = self._life(world, history)
         for moment in moments(world, life, history, start=start, step=step):
             self._check(moment)
 
     def run_cutting(self, step: int = 1, start: int = 1) -> None:
-        """As `run`, but live anew for each cut, which is raised inside the engine."""
+        """As `run`, but rerun the life for each cut, which is raised inside the engine."""
         cut_at = start
         while self.cut(cut_at):
             cut_at += step
@@ -96,11 +97,12 @@ class Sweep:
                 yield place
                 place += 1
         for _ in range(self._recovery_cuts):
-            # Opening one member takes about 8 operations, and three about 24; closing as many.
+            # A pool of one member takes about 8 operations to open, of three about 24, and as
+            # many to close.
             yield coin.randint(1, 16 * len(self.shape.hosts))
 
     def _go_on(self, world: SimulatedWorld, history: History, coin: random.Random) -> None:
-        """Write more, stop cleanly or not, and see exactly what was there."""
+        """Write more, stop cleanly or not, and check that recovery finds what was flushed."""
         world = world.reboot()
         workload = Workload(history, f"{self.seed}-afterwards", self._weights)
 

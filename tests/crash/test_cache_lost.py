@@ -1,4 +1,4 @@
-"""A member loses what it had not flushed, as when a remote server restarts, and says so once."""
+"""A member loses its unflushed writes, as when a remote server restarts, and reports it once."""
 
 import pytest
 
@@ -14,7 +14,7 @@ ACTIONS = 16
 
 
 def lose_at_each(shape: Shape, seeds: range) -> None:
-    """Lose a member's cache at one operation of a workload after another. Raises AssertionError."""
+    """Lose a member's cache at operation 1, 2, 3... of a workload. Raises AssertionError."""
     for seed in seeds:
         made = new_world(shape, seed)
         at = 1
@@ -23,8 +23,8 @@ def lose_at_each(shape: Shape, seeds: range) -> None:
 
 
 def lose_at(made: SimulatedWorld, shape: Shape, seed: int, at: int) -> bool:
-    """Lose the cache at one operation, and cut the power in the end: whatever was acknowledged is
-    there. False when the workload was over by then. Raises AssertionError.
+    """Lose the cache at one operation, cut the power in the end, and check that all acknowledged
+    data is there. False when the workload was over by then. Raises AssertionError.
     """
     world = made.reboot()
     history, count = History(), world.count
@@ -62,12 +62,12 @@ def lose_at(made: SimulatedWorld, shape: Shape, seed: int, at: int) -> bool:
 @pytest.mark.parametrize("shape", [ONE, TWO_OF_THREE], ids=str)
 @pytest.mark.parametrize("seed", [3, 4])
 def test_a_lost_cache_loses_nothing_acknowledged(shape: Shape, seed: int) -> None:
-    """Goal: whichever operation hears of it, what was in the cache is written again (R4)."""
+    """Goal: whichever operation gets the error, the content of the cache is written again (R4)."""
     lose_at_each(shape, range(seed, seed + 1))
 
 
-def test_a_loss_that_the_log_does_not_hear_of_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: this suite notices an engine that counts failed flushes only."""
+def test_a_log_that_ignores_lost_caches_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: this suite fails for an engine that counts failed flushes only, not lost caches."""
 
     async def deaf(self: Member, offset: int, data: bytes, *, fua: bool = False) -> None:
         await self.device.write(offset, data, fua=fua)

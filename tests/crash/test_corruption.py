@@ -1,4 +1,4 @@
-"""Damage under the pool's feet: right bytes or an error, never wrong ones; copies repair it."""
+"""Damaged members: reads give the right bytes or an error, and a good copy repairs the damage."""
 
 import random
 from collections.abc import Callable
@@ -30,12 +30,12 @@ from tests.crash.model import BLOCK, ZERO_BLOCK, History
 from tests.crash.workload import Workload, sessions
 
 BROKEN = 0
-"""Its copies are read first, so damage shows."""
+"""The member that is damaged. Its copies are read first, so each read meets the damage."""
 SEEDS = range(1, 6)
 
 
 def stopped_world(shape: Shape, seed: int) -> tuple[SimulatedWorld, History]:
-    """A pool with data, cleanly stopped."""
+    """Return a pool with data, cleanly stopped."""
     world = new_world(shape, seed)
     history = History()
     live(world, sessions(world, shape, Workload(history, seed), (30, 10)))
@@ -43,7 +43,7 @@ def stopped_world(shape: Shape, seed: int) -> tuple[SimulatedWorld, History]:
 
 
 def damage(disk: SimulatedDisk, noise: random.Random, share: float) -> None:
-    """Garbage over a share of what was ever written behind the superblocks."""
+    """Put garbage over a share of the places ever written behind the superblocks."""
     used = _used_bytes(disk)
     wanted = int(used * share)
     while wanted > 0:
@@ -67,7 +67,7 @@ def counters(pool: Pool) -> tuple[int, int]:
 
 
 def heals(seed: int) -> None:
-    """Damage a tenth of one member of three; hold every read against the history."""
+    """Damage a tenth of one member of three; compare every read with the history."""
     world, history = stopped_world(TWO_OF_THREE, seed)
     damage(world.disks[BROKEN], random.Random(seed), 0.1)
 
@@ -86,15 +86,15 @@ def heals(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_damage_of_one_copy_is_read_around_counted_and_repaired(seed: int) -> None:
-    """Goal: with two copies garbage on one member changes no read, is counted and repaired.
+    """Goal: with two copies, garbage on one member changes no read, is counted and repaired.
 
-    Method: read everything twice; the second time finds nothing new.
+    Method: read everything twice; the second time finds no new damage.
     """
     heals(seed)
 
 
 def test_an_uncompared_checksum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: this suite notices a reader that takes what the first copy says."""
+    """Goal: this suite fails for a reader that believes the first copy without its checksum."""
     monkeypatch.setattr(segment_io, "CHECK_MASK", 0)
     with pytest.raises((AssertionError, DeviceError)):
         heals(1)
@@ -102,7 +102,7 @@ def test_an_uncompared_checksum_is_found(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @dataclass
 class Tally:
-    """What reads of a damaged pool gave."""
+    """Counts the results of reads of a damaged pool."""
 
     right: int = 0
     refused: int = 0
@@ -110,7 +110,7 @@ class Tally:
 
 @pytest.mark.parametrize("share", [0.002, 0.1, 4.0])
 def test_damage_of_the_only_copy_never_reads_wrong(share: float) -> None:
-    """Goal: right bytes or an error, block by block; opening works or says what is damaged."""
+    """Goal: each block reads right or gives an error; opening works or names the damage."""
     tally = Tally()
     for seed in range(1, 6):
         world, history = stopped_world(ONE, seed)
@@ -146,7 +146,7 @@ async def _read_each_block(world: SimulatedWorld, history: History, tally: Tally
 
 
 def commits_on(disk: SimulatedDisk) -> list[tuple[int, CommitHeader]]:
-    """(device offset, header) of every commit, oldest first."""
+    """Return (device offset, header) of every commit, oldest first."""
     found = []
     for at in range(DATA_START_BYTES, disk.size_bytes - SEGMENT_BYTES, 4096):
         header = decode_header(disk.durable(at, HEADER_BYTES))
@@ -156,7 +156,7 @@ def commits_on(disk: SimulatedDisk) -> list[tuple[int, CommitHeader]]:
 
 
 def crashed_world(shape: Shape, seed: int) -> tuple[SimulatedWorld, History]:
-    """A pool that lost power behind several flushed commits, none of them in a checkpoint."""
+    """Return a pool that lost power after several flushed commits, none of them in a checkpoint."""
     world = new_world(shape, seed)
     history = History()
     workload = Workload(history, seed)
@@ -186,7 +186,7 @@ PARTS: dict[str, Where] = {
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_damaged_durable_commit_of_the_only_copy_is_refused(seed: int, part: str) -> None:
-    """Goal: damage at or below the durable point is never taken for a torn tail (R3).
+    """Goal: damage at or before the durable point is never taken for a torn tail (R3).
 
     Method: damage each commit but the last two; the pool must refuse to open every time.
     """

@@ -1,7 +1,7 @@
-"""A member fails: a write or a flush, once or for ever, at every place of a workload.
+"""Writes and flushes of a member fail, once or for ever, at every place of a workload.
 
-Whatever was acknowledged is there afterwards, also through a power cut, and when
-another member could take over nobody noticed.
+All acknowledged data is there afterwards, also after a power cut. When another member has a copy,
+no request of a client fails.
 """
 
 import contextlib
@@ -54,7 +54,7 @@ def calls(disk: SimulatedDisk, kind: str) -> int:
 
 
 class FaultSweep:
-    """Runs one workload again and again, with one fault a call later each time."""
+    """Runs one workload many times, with the fault one call later each time."""
 
     def __init__(self, shape: Shape, seed: int, fault: str) -> None:
         self.shape = shape
@@ -70,7 +70,7 @@ class FaultSweep:
             at += step
 
     def fail_at(self, at: int) -> bool:
-        """Fail call number `at`, cut the power in the end; False when it was never made."""
+        """Fail call number `at`, cut the power in the end; False when there was no such call."""
         world = self._made.reboot()
         disk = world.disks[BROKEN % len(world.disks)]
         calls_before = 0
@@ -84,7 +84,7 @@ class FaultSweep:
                 self.plant(disk, at)
                 await workload.run(pool, ACTIONS)
                 world.cut_power()
-            raise PowerCut  # a full pool closes without touching a disk
+            raise PowerCut  # because a full pool closes without a device operation
 
         try:
             live(world, until_the_cut)
@@ -103,15 +103,17 @@ class FaultSweep:
 
 @pytest.mark.parametrize(
     ("shape", "fault"),
-    # With three copies on three members, one full file system is a full pool.
+    # With three copies on three members, one full file system makes the pool full.
     [(s, f) for s in (TWO_OF_THREE, THREE) for f in FAULTS if (s, f) != (THREE, "no-space-once")],
     ids=str,
 )
-def test_a_failing_member_of_three_costs_nothing(shape: Shape, fault: str) -> None:
+def test_a_failing_member_of_three_fails_no_request_and_loses_nothing(
+    shape: Shape, fault: str
+) -> None:
     """Goal: with a copy elsewhere no write and no flush fails, and nothing is lost (R4, R5).
 
     Method: rerun one workload, failing the first, second, third... call on one member, once
-    or from then on; cut the power in the end, open, and hold all against the history.
+    or from then on; cut the power in the end, open, and compare the contents with the history.
     """
     sweep = FaultSweep(shape, 5, fault)
     sweep.run()
@@ -122,10 +124,10 @@ def test_a_failing_member_of_three_costs_nothing(shape: Shape, fault: str) -> No
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("seed", [3, 4])
 def test_a_failing_only_member_loses_nothing_acknowledged(seed: int, fault: str) -> None:
-    """Goal: data that a failed flush dropped is written again elsewhere (R4), or the pool gives
-    up; what it acknowledged is there either way.
+    """Goal: data that a failed flush dropped is written again elsewhere (R4), or the pool fails;
+    all acknowledged data is there either way.
 
-    Method: as above, on a pool of one member, which may refuse to go on.
+    Method: as for three members, on a pool of one member, which may refuse to go on.
     """
     sweep = FaultSweep(ONE, seed, fault)
     sweep.run()
@@ -134,7 +136,7 @@ def test_a_failing_only_member_loses_nothing_acknowledged(seed: int, fault: str)
 
 
 def test_a_retried_flush_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: this suite notices an engine that retries a failed flush as if it were clean (R4)."""
+    """Goal: this suite fails for an engine that believes the retry of a failed flush (R4)."""
 
     async def retries(self: Log) -> None:
         members = [m for m in self._roster.in_sync() if m.index in self._losses]
@@ -154,10 +156,10 @@ def fail_flushes_over_seeds() -> None:
         FaultSweep(ONE, seed, "flush-once").run()
 
 
-def test_no_space_below_is_not_a_failed_member() -> None:
-    """Goal: a full file system below gives NoSpaceError, fails nobody, and writes resume.
+def test_a_full_file_system_does_not_fail_its_member() -> None:
+    """Goal: a full file system gives NoSpaceError, fails no member, and writes resume.
 
-    Method: `allocate` answers ENOSPC for a while on the only member; write until it shows.
+    Method: `allocate` answers ENOSPC for a while on the only member; write until a write fails.
     """
     world = new_world(ONE, 8)
     history = History()
@@ -179,7 +181,7 @@ def test_no_space_below_is_not_a_failed_member() -> None:
 
 
 async def _fill(pool: Pool, volume: Volume, rounds: int) -> None:
-    """Random data over and over one MiB."""
+    """Overwrite one MiB with random data again and again."""
     noise = random.Random(1)
     for _ in range(rounds):
         for block in range(0, 256, 32):

@@ -1,4 +1,4 @@
-"""Power cuts while clones get copies of what they inherit, and are cut off from it."""
+"""Power cuts while clones are flattened: get copies of inherited blocks and lose their parents."""
 
 from functools import partial
 
@@ -20,8 +20,8 @@ LONG_SEEDS = range(1000, 1020)
 
 @pytest.mark.parametrize(("shape", "seed", "step"), [(ONE, 3, 2), (ONE, 8, 2), (THREE, 4, 9)])
 def test_power_cut_while_clones_are_flattened(shape: Shape, seed: int, step: int) -> None:
-    """Goal: as in `test_power_cut`, with clones flattened in the background all the time, by the
-    recovered pool too. Rules R6, R8, R12.
+    """Goal: as in `test_power_cut`, while clones are flattened in the background, also in the
+    recovered pool. Rules R6, R8, R12.
     """
     Sweep(shape, seed, actions=(24, 16), weights=FLATTENING).run(step=step)
 
@@ -30,7 +30,7 @@ def test_power_cut_while_clones_are_flattened(shape: Shape, seed: int, step: int
 @pytest.mark.parametrize("seed", LONG_SEEDS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_power_cut_while_clones_are_flattened_long(shape: Shape, seed: int) -> None:
-    """Goal and method: as above, at every operation."""
+    """Goal and method: as in the short test, at every operation."""
     Sweep(shape, seed, actions=(40, 30), recovery_cuts=2, weights=FLATTENING).run()
 
 
@@ -59,7 +59,7 @@ class Life:
         await self.finish(pool)
 
     async def finish(self, pool: Pool) -> None:
-        """What a recovered pool has to be able to go on to."""
+        """Wait for the flatten and delete the origin, which a recovered pool must also do."""
         while "c" in self.history.tip and pool.management.volume("c").flattening is not None:
             await trio.sleep(1)
         if "c" in self.history.tip and pool.management.volume("c").origin is None:
@@ -88,11 +88,12 @@ class Life:
         self.history.is_durable(mark)
 
 
-def test_the_origin_goes_after_any_cut() -> None:
-    """Goal: cut anywhere, the pool goes on to flatten the clone; then its origin is deleted and its
-    space used again, and volume and snapshots read as ever.
+def test_the_origin_can_be_deleted_after_any_cut() -> None:
+    """Goal: after a cut anywhere, the pool goes on to flatten the clone; then its origin is deleted
+    and its space is reused, and the clone and its snapshots read as before.
 
-    Method: one life cut at every device operation, its recovery at one of the first places in turn.
+    Method: cut one life at every device operation, and its recovery at one of the first operations
+    in turn.
     """
     made = new_world(ONE, 5)
     cut_at = 0

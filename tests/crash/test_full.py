@@ -1,4 +1,4 @@
-"""A full pool: nothing is lost, deletes and trims work, and space comes back."""
+"""A full pool loses nothing, takes deletes and trims, and gets space back."""
 
 import random
 from functools import partial
@@ -32,7 +32,7 @@ WRITE_BLOCKS = 16
 
 
 class Filler:
-    """Fills volumes with random data, flushing now and then, until the pool says no."""
+    """Fills volumes with random data and flushes now and then, until a write gives NoSpaceError."""
 
     def __init__(self, history: History, pool: Pool, seed: int) -> None:
         self._history = history
@@ -45,7 +45,7 @@ class Filler:
         self._history.is_durable(len(self._history.steps))
 
     async def fill(self, name: str, blocks_max: int = VOLUME_BYTES // BLOCK) -> int:
-        """Returns how many blocks were taken before the pool was full."""
+        """Return how many blocks were written before the pool was full."""
         volume = self._pool.open_export(name)
         taken = 0
         try:
@@ -82,14 +82,14 @@ class Filler:
 
 
 async def fill_up(history: History, pool: Pool, seed: int) -> Filler:
-    """One volume of 4 MiB, and one that takes all the rest."""
+    """Fill 4 MiB of one volume, and the rest of the pool with another."""
     filler = Filler(history, pool, seed)
     await filler.create("old")
     await filler.fill("old", 4 * MIB // BLOCK)
     await filler.create("new")
     taken = await filler.fill("new")
     assert taken * BLOCK > 3 * MIB, "full too early"
-    # Part of the last write may have been taken; nothing was acknowledged beyond.
+    # Part of the refused write may have been taken, and no later step was acknowledged.
     found = await contents(pool)
     count = history.explain(found)
     assert count is not None, history.differences(found)
@@ -103,9 +103,9 @@ async def fill_up(history: History, pool: Pool, seed: int) -> Filler:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("give_back", ["trim", "delete"])
 def test_a_full_pool_works_and_gets_space_back(shape: Shape, give_back: str, seed: int) -> None:
-    """Goal: at 100 % everything acknowledged is there; trim and delete work; writes resume (R17).
+    """Goal: at 100 % all acknowledged data is there; trim and delete work; writes resume (R17).
 
-    Method: fill, give back 4 MiB, and write as much again.
+    Method: fill the pool, give back 4 MiB, and write 2 MiB.
     """
     world = new_world(shape, seed)
     history = History()
@@ -132,9 +132,9 @@ def test_a_full_pool_works_and_gets_space_back(shape: Shape, give_back: str, see
 @pytest.mark.parametrize("clean", [True, False], ids=["stopped", "cut"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_full_pool_opens_again(shape: Shape, clean: bool) -> None:
-    """Goal: full, stopped or cut, a pool opens with all its data, and takes a delete then.
+    """Goal: a full pool, stopped or cut, opens with all its data and takes a delete.
 
-    Method: open it several times, as each recovery wants a segment of its own.
+    Method: open it several times, because each recovery needs a segment of its own.
     """
     world = new_world(shape, 3)
     history = History()
@@ -165,7 +165,7 @@ def _open_and_maybe_cut(world: SimulatedWorld, shape: Shape, history: History, c
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_full_pool_opens_after_any_series_of_crashes(shape: Shape, seed: int) -> None:
-    """Goal: no series of crashes, soon after or within a recovery, takes the last segment.
+    """Goal: no series of crashes during and after recoveries uses up the last free segment.
 
     Method: fill up and cut; cut each of many openings at some operation; then open, and delete.
     """
@@ -187,7 +187,7 @@ def test_a_full_pool_opens_after_any_series_of_crashes(shape: Shape, seed: int) 
 
 
 async def _make_room(history: History, pool: Pool) -> None:
-    """Delete the old volume, and write into a new one."""
+    """Delete the old volume and write into a new one."""
     filler = Filler(history, pool, 4)
     await filler.delete("old")
     await filler.create("again")

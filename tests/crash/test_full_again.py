@@ -1,4 +1,4 @@
-"""Full again and again: nothing is lost, nothing stuck, and what is given back can be written."""
+"""A pool filled many times loses nothing, never stalls, and takes writes into freed space."""
 
 import copy
 import random
@@ -35,18 +35,18 @@ VOLUMES_MAX = 3
 SNAPSHOTS_MAX = 2
 FLUSH_EVERY = 48
 RECOVERS_WITHIN_S = 600.0
-"""Of the mock clock: nobody waits for ever."""
+"""Seconds of the mock clock in which a waiting write must end."""
 SLACK_BLOCKS = 640
-"""Of what was given back, so much may not be had again: what the open segments of the log, of the
-map and of moved blocks have left, two and a half segments at worst. Much of so small a pool."""
+"""Blocks that were given back and may not be writable again: the free rest of the open segments of
+log, map and moved blocks, two and a half segments at worst. Much of so small a pool."""
 OPERATIONS_OF_A_ROUND = 300
-"""Roughly, of one disk; where the power goes is drawn from a few rounds."""
+"""Device operations of one disk in one round, roughly; the power cut is drawn from a few rounds."""
 
 
 class Squeeze:
-    """One life of a pool that is driven to ENOSPC; all of it is noted in the history.
+    """One life of a pool that is driven to ENOSPC; the history notes every step.
 
-    Blocks are written one by one, so that each is either taken or refused.
+    Blocks are written one by one, so that each write is either taken or refused as a whole.
     """
 
     def __init__(self, history: History, pool: Pool, seed: object) -> None:
@@ -58,7 +58,7 @@ class Squeeze:
         self.refusals = 0
 
     async def round(self) -> None:
-        """Fill up, look, give back, and see that it came back."""
+        """Fill up, read, give space back, and check that it can be written again."""
         if len(self._history.tip) < VOLUMES_MAX and self._rng.random() < 0.5:
             await self._create()
         await self._fill()
@@ -71,7 +71,7 @@ class Squeeze:
     # -- filling
 
     async def _fill(self) -> None:
-        """Write anywhere until the pool is full, and once more to be sure."""
+        """Write anywhere until the pool is full, and once more: it must refuse again."""
         refused_before = self.refusals
         while self.refusals - refused_before < 2:
             name = self._any_volume()
@@ -81,7 +81,7 @@ class Squeeze:
             await device.close()
 
     async def _write(self, name: str, device: Volume, first: int, count: int) -> int:
-        """Write blocks until one is refused; returns how many were taken."""
+        """Write blocks until one is refused; return how many were taken."""
         for taken in range(count):
             block = (first + taken) % VOLUME_BLOCKS
             data = self._rng.randbytes(BLOCK)
@@ -93,7 +93,7 @@ class Squeeze:
                     with trio.fail_after(RECOVERS_WITHIN_S):
                         await device.write(block * BLOCK, data)
             except NoSpaceError:
-                # It was refused as a whole: nothing of it may ever be seen.
+                # The write was refused as a whole: no part of it may ever be visible.
                 assert len(self._history.steps) == before
                 self._take_back()
                 self.refusals += 1
@@ -126,7 +126,7 @@ class Squeeze:
         await self._give_back(zeroes=True)
 
     async def _give_back(self, *, zeroes: bool) -> None:
-        """Trim part of a volume; without snapshots as many blocks can be written again."""
+        """Trim or zero part of a volume; without snapshots as many blocks can be written again."""
         name = self._any_volume()
         head = self._history.tip[name].head
         first = self._rng.randrange(VOLUME_BLOCKS)
@@ -203,7 +203,7 @@ class Squeeze:
 
 
 def settled(found: State) -> History:
-    """A history that begins with what was found."""
+    """Return a history that begins with the state found in a pool."""
     history = History()
     base = copy.deepcopy(found)
     history.begin(Step("base", lambda state: state.update(copy.deepcopy(base))))
@@ -212,7 +212,7 @@ def settled(found: State) -> History:
 
 
 def squeeze(shape: Shape, seed: int, lives: int, rounds: int) -> int:
-    """So many lives of so many rounds; most end in a power cut. Returns refused writes."""
+    """Run so many lives of so many rounds, most ended by a power cut; return the refused writes."""
     world = new_world(shape, seed)
     coin = random.Random(f"lives {seed}")
     history = History()
@@ -255,11 +255,11 @@ async def _life(
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_pool_driven_to_enospc_again_and_again(shape: Shape, seed: int) -> None:
-    """Goal: nothing lost, nothing stuck, every recovery from full verified.
+    """Goal: nothing is lost, no write waits for ever, and every recovery of a full pool works.
 
-    Method: fill with blocks anywhere until writes are refused, then trim, zero, delete volumes or
-    snapshots, or make snapshots; write what came back. Lives end by a stop or a power cut at
-    any operation; then all that was durable is there, the check is clean, and it goes on.
+    Method: write blocks anywhere until writes are refused, then trim, zero, delete volumes or
+    snapshots, or make snapshots; write into the freed space. Lives end by a stop or a power cut at
+    any operation; then all durable data is there, the check is clean, and the next life begins.
     """
     assert squeeze(shape, seed, lives=4, rounds=2) > 6
 
@@ -268,5 +268,5 @@ def test_a_pool_driven_to_enospc_again_and_again(shape: Shape, seed: int) -> Non
 @pytest.mark.parametrize("seed", range(1700, 1720))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_pool_driven_to_enospc_again_and_again_long(shape: Shape, seed: int) -> None:
-    """Goal and method: as above, for longer."""
+    """Goal and method: as in the short test, for longer."""
     assert squeeze(shape, seed, lives=12, rounds=5) > 50

@@ -1,4 +1,4 @@
-"""A pool gets another member, or a larger one, while it is written to; the power goes meanwhile."""
+"""Power cuts while a pool under writes gets another member or a larger one."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -36,7 +36,7 @@ Grow = Callable[[Pool, SimulatedWorld], Awaitable[None]]
 
 
 async def offered(world: SimulatedWorld, shape: Shape) -> list[MemberDevice]:
-    """The disks as a daemon offers them: those made for the pool, and others that carry a
+    """Return the disks that a daemon offers: the pool's first disks, and any later disk that has a
     superblock."""
     found = []
     for i, disk in enumerate(world.disks):
@@ -63,7 +63,7 @@ async def add(pool: Pool, world: SimulatedWorld) -> None:
 
 
 async def grow(pool: Pool, world: SimulatedWorld) -> None:
-    """Use all of the first disk unless that is done."""
+    """Grow the first member to the size of its disk unless that is done."""
     member = pool.info().members[0]
     if member.size_bytes < world.disks[0].size_bytes:
         await pool.growth.grow(member.uuid)
@@ -80,7 +80,7 @@ def grown_so_far(pool: Pool, world: SimulatedWorld, was_offered: int) -> str:
 async def one_life(
     world: SimulatedWorld, shape: Shape, history: History, action: Grow, name: str, seen: set[str]
 ) -> None:
-    """Look at everything, work, grow while working, and work on."""
+    """Compare all contents with the history, work, grow while working, and work on."""
     count_offered = len(await offered(world, shape))
     async with opened(world, shape, 0) as pool:
         seen.add(grown_so_far(pool, world, count_offered))
@@ -104,8 +104,8 @@ async def no_damage(world: SimulatedWorld, shape: Shape) -> None:
 
 
 def sweep(made: SimulatedWorld, shape: Shape, seed: int, action: Grow, step: int) -> set[str]:
-    """Cut at operation 1, 1 + step...; afterwards the pool opens, grows and is whole. Returns
-    what was found after cuts."""
+    """Cut at operation 1, 1 + step...; afterwards the pool opens, grows and is undamaged. Return
+    how far the growth had come after the cuts, as `grown_so_far` names it."""
     cut_at = 1
     seen: set[str] = set()
     while True:
@@ -141,8 +141,8 @@ def world_with_a_larger_disk(shape: Shape, seed: int) -> SimulatedWorld:
 
 @pytest.mark.parametrize(("shape", "seed", "step"), [(SMALL, 1, 1), (PAIR, 2, 2)], ids=str)
 def test_power_cut_while_a_member_is_added(shape: Shape, seed: int, step: int) -> None:
-    """Goal: whenever the power goes, the pool opens with all that was durable, the device is a
-    member or not, and adding it again makes it one.
+    """Goal: after a power cut at any operation the pool opens with all durable data; the device is
+    a member or not, and adding it again makes it one.
     """
     seen = sweep(world_with_a_blank_disk(shape, seed), shape, seed, add, step)
     assert seen == {"not begun", "left aside", "done"}
@@ -150,8 +150,8 @@ def test_power_cut_while_a_member_is_added(shape: Shape, seed: int, step: int) -
 
 @pytest.mark.parametrize(("shape", "seed", "step"), [(SMALL, 3, 1), (PAIR, 4, 2)], ids=str)
 def test_power_cut_while_a_member_is_grown(shape: Shape, seed: int, step: int) -> None:
-    """Goal: whenever the power goes, the pool opens with all that was durable, and the old or the
-    new size counts.
+    """Goal: after a power cut at any operation the pool opens with all durable data, and with the
+    old or the new size.
     """
     seen = sweep(world_with_a_larger_disk(shape, seed), shape, seed, grow, step)
     assert seen == {"not begun", "done"}
@@ -161,15 +161,15 @@ def test_power_cut_while_a_member_is_grown(shape: Shape, seed: int, step: int) -
 @pytest.mark.parametrize("seed", range(1600, 1612))
 @pytest.mark.parametrize("shape", [SMALL, PAIR], ids=str)
 def test_power_cut_while_a_pool_grows_long(shape: Shape, seed: int) -> None:
-    """Goal and method: as above, at every operation."""
+    """Goal and method: as in the short tests, at every operation."""
     sweep(world_with_a_blank_disk(shape, seed), shape, seed, add, 1)
     sweep(world_with_a_larger_disk(shape, seed), shape, seed, grow, 1)
 
 
-def test_a_member_that_does_not_say_so_itself_first_is_found(
+def test_a_pool_that_names_a_member_before_its_own_superblock_is_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Goal: the sweep sees a pool that names a member before the member is made one."""
+    """Goal: the sweep fails for a pool whose superblocks name a new member that has none itself."""
     write = Member.write_superblock
 
     async def skips(self: Member, sb: Superblock) -> None:

@@ -1,4 +1,4 @@
-"""Who may open a pool: missing, stale, copied, foreign, newer and too small members."""
+"""Opening a pool with missing, stale, copied, foreign, newer and too small members."""
 
 import random
 import struct
@@ -45,7 +45,7 @@ BROKEN = 1
 
 
 def world_with_a_stale_member(seed: int) -> tuple[SimulatedWorld, History, UUID]:
-    """Member 1 stopped taking writes for good, then the power went."""
+    """Return a world in which member 1 failed every write and flush until the power went."""
     world, history = world_with_data(seed)
     lost: list[UUID] = []
 
@@ -63,7 +63,7 @@ def world_with_a_stale_member(seed: int) -> tuple[SimulatedWorld, History, UUID]
 
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_a_member_that_failed_is_recorded_stale_and_not_needed(seed: int) -> None:
-    """Goal: nothing was acknowledged without the others knowing (R5)."""
+    """Goal: the other members record a failed member stale before an acknowledgement (R5)."""
     world, history, lost = world_with_a_stale_member(seed)
 
     async def look() -> None:
@@ -82,7 +82,7 @@ def test_a_member_that_failed_is_recorded_stale_and_not_needed(seed: int) -> Non
 
 @pytest.mark.parametrize("seed", range(1, 4))
 def test_a_power_cut_while_a_stale_member_comes_back(seed: int) -> None:
-    """Goal: a member that is brought level again counts only once it holds everything.
+    """Goal: a stale member counts as in sync only once it holds all data.
 
     Method: cut at operation 1, 2, 3... of an opening with the stale member attached; open
     again, stop cleanly, and check every copy on every member.
@@ -102,9 +102,9 @@ def test_a_power_cut_while_a_stale_member_comes_back(seed: int) -> None:
 
 @pytest.mark.parametrize("kept", [[0], [2], [1], [0, 1], [1, 2]], ids=str)
 def test_missing_members_are_refused_unless_stale(kept: list[int]) -> None:
-    """Goal: a pool opens without a member only if those present record it stale (R5).
+    """Goal: a pool opens without a member only if the members present record it stale (R5).
 
-    Method: member 1 is stale; offer every choice that lacks a member in sync.
+    Method: member 1 is stale; offer every choice of members that lacks a member in sync.
     """
     world, _, _ = world_with_a_stale_member(3)
     chosen = [members(world, TWO_OF_THREE)[i] for i in kept]
@@ -127,11 +127,11 @@ def test_opening_by_force_without_a_member() -> None:
 
 
 @pytest.mark.parametrize("outcome", range(8))
-def test_forcing_it_open_without_who_alone_had_the_log_loses_nothing_silently(outcome: int) -> None:
-    """Goal: what was flushed to one member alone is there, or opening says what is missing.
+def test_opening_by_force_never_loses_the_log_of_one_member_silently(outcome: int) -> None:
+    """Goal: data flushed to one member alone is there, or opening says that it is missing.
 
-    Method: one of two members misses everything and comes back, in sync but for what has one copy
-    only; soon the power goes, and only the returned member is there.
+    Method: one of two members misses all writes and comes back, in sync except for data with one
+    copy only; soon the power goes, and the pool is opened with the returned member only.
     """
     shape = Shape("two", 2, ("a", "b"))
     world = new_world(shape, 13)
@@ -198,7 +198,7 @@ def test_a_foreign_member_is_refused() -> None:
 
 
 def test_a_blank_device_is_not_a_member() -> None:
-    """Goal: a wrong path is called that."""
+    """Goal: the error for a device without a superblock names the device."""
     world, _ = world_with_data(9)
     SimulatedDisk(world, ONE.member_bytes)
     blank = MemberDevice(world.disks[3], "blank", "d")
@@ -207,7 +207,7 @@ def test_a_blank_device_is_not_a_member() -> None:
 
 
 def test_a_newer_format_is_refused() -> None:
-    """Goal: superblocks of a later version, and of unknown features, refuse to open (R19)."""
+    """Goal: a pool with superblocks of a later version or unknown features does not open (R19)."""
     for field, value in (("<H", 2), ("<Q", 1 << 9)):
         world = new_world(ONE, 10)
         at = 16 if field == "<H" else 24
@@ -227,7 +227,7 @@ async def _rewrite_superblocks(disk: SimulatedDisk, field: str, at: int, value: 
 
 
 def test_a_member_that_is_too_small_is_refused() -> None:
-    """Goal: the error says how large it must be, and the pool is not made."""
+    """Goal: the error says how large the member must be, and the pool is not made."""
     world = SimulatedWorld(1)
     SimulatedDisk(world, 2 * MIB)
 
@@ -239,7 +239,7 @@ def test_a_member_that_is_too_small_is_refused() -> None:
 
 
 def test_a_member_that_shrank_is_refused() -> None:
-    """Goal: a truncated image does not open as if nothing were missing."""
+    """Goal: a pool with a truncated image does not open."""
     world = new_world(ONE, 11)
     world.disks[0].size_bytes -= MIB
     with pytest.raises(PoolError):

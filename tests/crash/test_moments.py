@@ -1,4 +1,4 @@
-"""Moments: a copy of a world is what a power cut inside the engine leaves."""
+"""Moments: a copy of a world equals the disks that a power cut inside the engine leaves."""
 
 import pytest
 
@@ -17,10 +17,10 @@ def after(world: SimulatedWorld) -> list[dict[int, bytes]]:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_moment_is_what_a_cut_inside_the_engine_leaves(shape: Shape) -> None:
-    """Goal: sweeps that live once see the same disks as sweeps that live anew for each cut.
+    """Goal: sweeps that run a life once see the same disks as sweeps that rerun it for each cut.
 
-    Method: both, at every third operation of one workload. What was acknowledged at a moment is
-    never more than after the cut, where tasks that had been woken still ran.
+    Method: compare both at every third operation of one workload. No more steps are acknowledged
+    at a moment than after the cut, where tasks that had been woken still ran.
     """
     made = new_world(shape, 5)
     world, history = made.reboot(), History()

@@ -1,7 +1,7 @@
-"""The power cut test is worth something only if it turns red: plant a bug, expect red.
+"""Planted bugs: the power cut test must fail for each.
 
 Method of all: replace one function of the engine by a version with a bug that storage engines
-have had, and run the same sweep as the real test until it objects.
+have had, and run the same sweep as the real test until it fails.
 """
 
 from collections.abc import Iterable
@@ -23,14 +23,14 @@ SEEDS = range(1, 9)
 
 
 def run_sweeps(shape: Shape) -> None:
-    """The real test, over some seeds."""
+    """Run the sweep of the real test over some seeds."""
     for seed in SEEDS:
         Sweep(shape, seed).run()
 
 
 @pytest.mark.parametrize("shape", [ONE, TWO_OF_THREE], ids=str)
 def test_a_skipped_flush_is_found(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: an engine that acknowledges without a flush now and then loses data visibly."""
+    """Bug: every fourth flush is skipped and acknowledged all the same."""
     calls = 0
     honest = SegmentIO.flush
 
@@ -46,7 +46,7 @@ def test_a_skipped_flush_is_found(shape: Shape, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("shape", [ONE, TWO_OF_THREE], ids=str)
 def test_a_reused_tail_is_found(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: going on right behind a recovered tail, without bringing copies level (R2, R3)."""
+    """Bug: the log goes on right behind a recovered tail, and copies stay unequal (R2, R3)."""
 
     async def goes_on(opened: Opened, *, was_clean: bool) -> None:
         segment = opened.table.get(opened.position.announced or opened.position.segment)
@@ -66,14 +66,14 @@ def test_a_reused_tail_is_found(shape: Shape, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_unchecked_payload_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: replay that believes a commit because its header and table are whole."""
+    """Bug: replay believes a commit whose header and table are whole without checking its data."""
     monkeypatch.setattr(Replay, "_is_whole", lambda self, data, found: True)
     with pytest.raises(AssertionError):
         run_sweeps(ONE)
 
 
 def test_copies_left_unequal_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: a commit of which one copy is whole counts, but the other copy stays torn (R3)."""
+    """Bug: a commit with one whole copy counts, but the other copy stays torn (R3)."""
     honest = Member.overwrite
 
     async def forgets(self: Member, offset: int, data: bytes) -> None:
@@ -86,7 +86,7 @@ def test_copies_left_unequal_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_early_answer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: commits that count as durable when they are written, but not flushed yet (R4)."""
+    """Bug: commits count as durable when they are written but not flushed yet (R4)."""
 
     async def settles(self: Log) -> None:
         self._losses.clear()
@@ -98,7 +98,7 @@ def test_an_early_answer_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_forgotten_jump_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: recovery goes on in a fresh segment that no superblock names (R2)."""
+    """Bug: recovery goes on in a fresh segment that no superblock names (R2)."""
 
     def stays(self: Replay, at: LogPosition) -> LogPosition:
         return at

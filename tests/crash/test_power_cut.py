@@ -12,40 +12,40 @@ from tests.crash.sweep import Sweep
 from tests.crash.workload import CHECKPOINTS, CLEANING
 
 SEEDS = {ONE: range(1, 13), TWO_OF_THREE: range(1, 5), THREE: range(1, 4)}
-"""Failing seeds join these."""
+"""Seeds per shape; add seeds that failed."""
 CASES = [(shape, seed) for shape in SHAPES for seed in SEEDS[shape]]
 LONG_SEEDS = range(1000, 1030)
 
 
 @pytest.mark.parametrize(("shape", "seed"), CASES, ids=str)
 def test_power_cut_at_every_operation(shape: Shape, seed: int) -> None:
-    """Goal: after a power cut at any instant, the whole pool is what one prefix of the
-    acknowledged steps gives, one that has all that was durable; and it stays that.
+    """Goal: after a power cut at any instant, the pool holds the result of one prefix of the steps,
+    which includes every durable step, and later openings show the same.
 
-    Method: run one seeded workload, and take what a power cut at device operation 1, 2, 3... would
-    leave. Open what is left, cut the recovery too, twice in a row, at places chosen by
-    the seed; hold all volumes, snapshots and bytes against the history; write more, stop,
-    cleanly or not, and look again. At the end the offline check finds no damage.
+    Method: run one seeded workload, and take the disks that a power cut at device operation 1, 2,
+    3... leaves. Open the pool, cut the recovery too, twice in a row, at places chosen by
+    the seed; compare all volumes, snapshots and bytes with the history; write more, stop,
+    cleanly or not, and compare again. At the end the offline check finds no damage.
     """
     Sweep(shape, seed).run()
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_power_cut_inside_the_engine(shape: Shape) -> None:
-    """Goal: the engine ends when the power goes, acknowledges nothing more that is not durable, and
-    what it leaves is as good.
+    """Goal: when the power goes, the engine ends and acknowledges nothing more that is not durable;
+    the pool recovers as in `test_power_cut_at_every_operation`.
 
-    Method: as above, but run the workload anew for each cut, which all of its tasks then meet.
+    Method: as there, but rerun the workload for each cut, which is raised in all of its tasks.
     """
     Sweep(shape, 21).run_cutting(step=4 * len(shape.hosts))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_power_cut_at_every_operation_of_the_recovery(shape: Shape) -> None:
-    """Goal: a recovery may be cut anywhere, and the next one still finds everything.
+    """Goal: after a power cut at any operation of a recovery, the next recovery finds all data.
 
-    Method: as above, but for a few cuts of the workload every operation of the first
-    recovery is cut, and a second recovery somewhere.
+    Method: as for every operation of the workload, but for a few cuts of the workload every
+    operation of the first recovery is cut, and a second recovery somewhere.
     """
     Sweep(shape, 77, recovery_cuts=None).run(step=17 * len(shape.hosts), start=5)
 
@@ -53,15 +53,15 @@ def test_power_cut_at_every_operation_of_the_recovery(shape: Shape) -> None:
 @pytest.mark.parametrize("seed", [1, 2, 5])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_power_cut_while_blocks_are_moved(shape: Shape, seed: int) -> None:
-    """Goal and method: as above, while most of what is written dies soon and the cleaner moves the
-    rest, under snapshots, merges and checkpoints. Rules R7, R10, R11, R13.
+    """Goal and method: as above, while most written blocks are overwritten soon and the cleaner
+    moves the rest, during snapshots, merges and checkpoints. Rules R7, R10, R11, R13.
     """
     Sweep(shape, seed, actions=(30, 20), weights=CLEANING).run(step=3 * len(shape.hosts))
 
 
 def relocate_always(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Each checkpoint begins a metadata segment and empties all others, however full; returns a
-    list that gets an item for each page that is written again."""
+    """Make each checkpoint begin a metadata segment and empty all others, however full; return a
+    list that gets an item for each page that is relocated."""
     honest_keep, honest_page = MetaWriter.keep, Relocator._relocate_page
     relocated = []
 
@@ -85,8 +85,8 @@ def relocate_always(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_power_cut_while_pages_are_relocated(
     shape: Shape, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Goal and method: as above, while checkpoints write pages and directories out of metadata
-    segments again, whose slots are reused soon. Rules R8, R10.
+    """Goal and method: as above, while checkpoints relocate pages and directories out of metadata
+    segments, whose slots are reused soon. Rules R8, R10.
     """
     relocated = relocate_always(monkeypatch)
     Sweep(shape, seed, actions=(30, 20), weights=CHECKPOINTS).run(step=4 * len(shape.hosts))

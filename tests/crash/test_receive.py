@@ -24,7 +24,7 @@ SIZE_BYTES = 6 * MIB
 
 
 class Source:
-    """The pool that sends, in memory that no power cut reaches."""
+    """The sending pool, in memory that no power cut affects."""
 
     def __init__(self, seed: int) -> None:
         self._coin = random.Random(seed)
@@ -60,7 +60,7 @@ class Source:
 
 
 class Crash:
-    """One stream into one world, cut at one operation.
+    """One stream received by a pool in one world, cut at one operation.
 
     `whole`: the first snapshot is received, else the difference to the second.
     """
@@ -92,7 +92,7 @@ class Crash:
         return ("one", self.source.one) if self.whole else ("two", self.source.two)
 
     def cut(self, cut_at: int) -> bool:
-        """False when all was received before the cut."""
+        """Cut at one operation, recover, resume and check; False when the receive ended first."""
         world = self._made.reboot(cut_at)
         done: list[bool] = []
 
@@ -139,7 +139,7 @@ class Crash:
             await receive(pool, await self._stream(token), "v")
 
     async def _check_arrived(self, pool: Pool, goal: bytes) -> str:
-        """Everything before the position is there, and its token."""
+        """Check that all data before the noted position is there; return the resume token."""
         info = pool.management.volume(PARTIAL).receiving
         assert info is not None
         device = pool.exports.open_arrival(PARTIAL)
@@ -167,10 +167,11 @@ def notes_often(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "difference"])
 def test_power_cut_at_every_operation(whole: bool) -> None:
     """Goal: after a power cut at any instant of a receive, the snapshot is there whole or not at
-    all, the volume is what it was, and what the pool says has arrived has; going on from there
-    completes it.
+    all, the volume is unchanged, and all data before the noted position has arrived; resuming
+    from there completes the snapshot.
 
-    Method: cut at device operation 1, 2, 3... until it completes; look, go on, look again, check.
+    Method: cut at device operation 1, 2, 3... until the receive completes; compare the contents,
+    resume, compare again, check.
     """
     crash = Crash(ONE, 3, whole=whole)
     cut_at = 1
@@ -193,7 +194,7 @@ def test_power_cuts_with_copies() -> None:
 @pytest.mark.parametrize("seed", range(10, 30))
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "difference"])
 def test_power_cut_at_every_operation_long(seed: int, whole: bool) -> None:
-    """Goal and method: as above."""
+    """Goal and method: as in the short test, with other seeds."""
     crash = Crash(ONE, seed, whole=whole)
     cut_at = 1
     while crash.cut(cut_at):
@@ -201,7 +202,7 @@ def test_power_cut_at_every_operation_long(seed: int, whole: bool) -> None:
 
 
 def test_a_note_ahead_of_the_data_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: the test is worth something: notes that say more than what was written turn it red."""
+    """Goal: the test fails when a note names a position beyond the written data."""
     honest = Receiving._note
 
     async def eager(self: Receiving, position: int) -> None:

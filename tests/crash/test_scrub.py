@@ -1,4 +1,4 @@
-"""Scrubs of pools on simulated disks: all rot is found, repaired or told, and nothing else is."""
+"""Scrubs of pools on simulated disks find, repair or report all rot, and nothing else."""
 
 import random
 from functools import partial
@@ -33,7 +33,7 @@ from tests.crash.workload import Workload
 
 SEEDS = range(1, 6)
 SMALL_PIECE_BYTES = 8 << 10
-"""So that batches are longer than what is read at once, as in large pools."""
+"""Makes batches longer than one piece that is read at once, as in large pools."""
 
 
 @pytest.fixture(params=[MIB, SMALL_PIECE_BYTES], ids=["whole", "pieces"])
@@ -48,11 +48,11 @@ def any_piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.usefixtures("any_piece")
 @pytest.mark.parametrize("shape", [TWO_OF_THREE, THREE], ids=str)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_rot_on_one_member_is_repaired_all_of_it(shape: Shape, seed: int) -> None:
-    """Goal: after one scrub no copy of anything that is named is bad.
+def test_all_rot_on_one_member_is_repaired(shape: Shape, seed: int) -> None:
+    """Goal: after one scrub every copy of every piece in use is good.
 
-    Method: garbage over a fifth of one member, wherever it falls; then another scrub, every read,
-    and the offline check, which finds what is named in another way, have nothing to say.
+    Method: put garbage over a fifth of one member, anywhere; after the scrub, another scrub, every
+    read, and the offline check, which finds the pieces in use in another way, find no damage.
     """
     world, history = stopped_world(shape, seed)
     damage(world.disks[BROKEN], random.Random(seed), 0.2)
@@ -68,23 +68,23 @@ def test_rot_on_one_member_is_repaired_all_of_it(shape: Shape, seed: int) -> Non
     live(world, partial(find_no_damage, world, shape))
 
 
-def test_a_scrub_that_takes_all_for_good_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: these tests notice a scrub that does not compare."""
+def test_a_scrub_that_compares_no_checksum_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Goal: these tests fail for a scrub that does not compare checksums."""
     monkeypatch.setattr(examiner, "bad_items", lambda data, start, piece: [])
     with pytest.raises(AssertionError):
-        test_rot_on_one_member_is_repaired_all_of_it(TWO_OF_THREE, 1)
+        test_all_rot_on_one_member_is_repaired(TWO_OF_THREE, 1)
 
 
 @pytest.mark.usefixtures("any_piece")
 @pytest.mark.parametrize("seed", range(1, 13))
-def test_what_is_called_lost_is_what_cannot_be_read(
+def test_the_ranges_reported_lost_are_those_that_cannot_be_read(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Goal: of the only copy, exactly those ranges are reported whose reads fail; the scrub goes on
+    """Goal: with one copy, the scrub reports exactly the ranges whose reads fail, and goes on
     behind each.
 
-    Method: garbage on the only member; each block of each volume and snapshot is read and held
-    against the report.
+    Method: put garbage on the only member; read each block of each volume and snapshot and compare
+    the result with the report.
     """
     monkeypatch.setattr(affected, "HELD_MAX", 10_000)
     world, _ = stopped_world(ONE, seed)
@@ -132,7 +132,7 @@ def reported(done: ScrubPass, what: str) -> set[tuple[str, int]]:
 
 
 async def places(pool: Pool) -> dict[str, list[Location]]:
-    """Where each kind of metadata lies."""
+    """Return the locations of each kind of metadata."""
     pointer = pool.roster.superblock.root
     made = checkpoint_root.unpack(
         await pool.segment_io.read_located(pointer.a, pointer.b, checkpoint_root.ROOT_BYTES_MAX)
@@ -150,7 +150,7 @@ async def places(pool: Pool) -> dict[str, list[Location]]:
 
 
 def spoil(pool: Pool, at: Location, member: int | None = None) -> None:
-    """Garbage over a place, on one member or on all."""
+    """Corrupt one byte of a stored piece, on one member or on all."""
     for each, base in pool.table[at.segment].places:
         if member is None or each.index == member:
             disk = each.device
@@ -180,9 +180,9 @@ def test_metadata_is_repaired_from_the_other_copy(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", METADATA[:-1])
-def test_metadata_that_is_in_memory_is_written_anew(what: str) -> None:
-    """Goal: the only copy of a table is bad: it is told, and a checkpoint makes up for it, so that
-    the pool opens again."""
+def test_damaged_metadata_that_is_in_memory_is_written_again(what: str) -> None:
+    """Goal: when the only copy of a table is bad, the scrub reports it and has a checkpoint write
+    it again, so that the pool opens."""
     world, history = stopped_world(ONE, 2)
 
     async def body(pool: Pool) -> None:
@@ -198,7 +198,7 @@ def test_metadata_that_is_in_memory_is_written_anew(what: str) -> None:
     in_pool(world.reboot(), ONE, partial(holds_all, history=history))
 
 
-def test_a_lost_page_is_told_with_the_volumes_that_need_it() -> None:
+def test_a_lost_page_is_reported_with_the_volumes_that_need_it() -> None:
     world, _ = stopped_world(ONE, 2)
 
     async def body(pool: Pool) -> None:
@@ -233,7 +233,7 @@ def test_superblocks_are_repaired(end: str) -> None:
     live(again := world.reboot(), partial(find_no_damage, again, TWO_OF_THREE))
 
 
-def test_superblocks_that_were_replaced_are_not_looked_at() -> None:
+def test_superblocks_that_were_replaced_are_not_verified() -> None:
     world, _ = stopped_world(ONE, 3)
 
     async def body(pool: Pool) -> None:
@@ -247,11 +247,12 @@ def test_superblocks_that_were_replaced_are_not_looked_at() -> None:
 
 @pytest.mark.parametrize("part", ["lost", "misdirected", "old"])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_writes_that_went_wrong_unnoticed_are_found(seed: int, part: str) -> None:
-    """Goal: a write that never reached one copy, went elsewhere, or left what was there before.
+def test_lost_misdirected_and_torn_writes_are_repaired(seed: int, part: str) -> None:
+    """Goal: a scrub finds and repairs commits of one copy that hold zeroes, another commit, or
+    their header alone.
 
-    Method: pieces that are right somewhere else are put over a member, checksums of their own and
-    all, as no flipped bit does it.
+    Method: overwrite commits on one member with zeroes or with valid pieces, checksums included,
+    which no flipped bit gives.
     """
     world, history = stopped_world(THREE, seed)
     disk, coin = world.disks[BROKEN], random.Random(seed)
@@ -278,12 +279,12 @@ def test_writes_that_went_wrong_unnoticed_are_found(seed: int, part: str) -> Non
 @pytest.mark.usefixtures("any_piece")
 @pytest.mark.parametrize("part", ["header", "table"])
 @pytest.mark.parametrize("shape", [ONE, TWO_OF_THREE], ids=str)
-def test_data_is_verified_also_where_no_copy_says_what_there_is(shape: Shape, part: str) -> None:
-    """Goal: a batch whose header or table is lost is read as the map names it, and told; one whose
-    header is good on one copy and its table on another is repaired.
+def test_data_is_verified_also_where_no_copy_has_its_record_table(shape: Shape, part: str) -> None:
+    """Goal: a batch whose header or record table is lost on all copies is reported, and its data is
+    still verified, at the places that the map names.
 
-    Method: spoil header or table of a sealed segment's batches on all copies, and of one batch an
-    extent too.
+    Method: spoil the header or the table of all batches on all copies; after a scrub, spoil one
+    extent on one copy too.
     """
     world, history = stopped_world(shape, 4)
 
@@ -309,7 +310,7 @@ def test_data_is_verified_also_where_no_copy_says_what_there_is(shape: Shape, pa
 
 
 def batches(world: SimulatedWorld, pool: Pool) -> list[tuple[int, Segment]]:
-    """(offset, segment) of all commits in segments in which anything is alive."""
+    """Return (offset, segment) of all commits with records in segments that hold live data."""
     found = []
     for segment in pool.table.all():
         if segment.live_bytes and segment.role is not Role.META:
@@ -338,11 +339,12 @@ def test_a_header_and_a_table_that_are_good_on_different_copies_are_both_repaire
 
 
 @pytest.mark.parametrize("part", ["header", "table"])
-def test_a_log_that_could_not_be_replayed_is_made_needless(part: str) -> None:
-    """Goal: the only copy of a commit since the last checkpoint is bad. As long as the daemon runs
-    nothing is lost, and after a scrub nothing is either if the power goes.
+def test_a_scrub_of_a_log_that_cannot_be_replayed_saves_its_content(part: str) -> None:
+    """Goal: when the only copy of a commit since the last checkpoint is bad, a scrub makes the pool
+    independent of it: after a power cut the pool opens with all data.
 
-    Method: the same without a scrub does not open.
+    Method: spoil the commit, scrub or not, and cut the power; without the scrub the pool must
+    refuse to open.
     """
     for scrubs in (True, False):
         world, history = stopped_world(ONE, 5)

@@ -1,6 +1,4 @@
-"""Scrubs beside everything else: nothing is found where nothing is wrong; stops, rates, and members
-that fail meanwhile.
-"""
+"""Scrubs beside other work: no false findings, stops, rates, and members that fail meanwhile."""
 
 import random
 from dataclasses import replace
@@ -35,14 +33,14 @@ from tests.crash.workload import CLEANING, Workload
 
 SEEDS = range(1, 6)
 
-# While everything else goes on
+# Beside other work
 
 
 @pytest.mark.parametrize("shape", [ONE, TWO_OF_THREE], ids=str)
 @pytest.mark.parametrize("seed", SEEDS)
-def test_nothing_is_found_where_nothing_is_wrong(shape: Shape, seed: int) -> None:
-    """Goal: writes, trims, cleaning, checkpoints, snapshots that come and go, and a scrub all the
-    time: it never finds anything, is never in the way, and all it reads is counted.
+def test_a_scrub_of_an_undamaged_pool_in_use_finds_nothing(shape: Shape, seed: int) -> None:
+    """Goal: a scrub that runs all the time beside writes, trims, cleaning, checkpoints and
+    short-lived snapshots finds nothing and stops none of them.
     """
     world = new_world(shape, seed)
     workload = Workload(History(), seed, CLEANING)
@@ -71,9 +69,9 @@ def test_nothing_is_found_where_nothing_is_wrong(shape: Shape, seed: int) -> Non
     live(again := world.reboot(), partial(find_no_damage, again, shape))
 
 
-def test_it_goes_on_where_it_was_after_every_stop() -> None:
-    """Goal: cut into many parts, each with a new opening, a pass reads each segment once, and finds
-    what one in one piece finds.
+def test_a_pass_resumes_after_every_stop() -> None:
+    """Goal: a pass in many parts, each in a new opening, completes and finds the same damage as a
+    pass in one piece.
     """
     whole, _ = stopped_world(ONE, 7)
     parts, _ = stopped_world(ONE, 7)
@@ -105,8 +103,8 @@ def test_it_goes_on_where_it_was_after_every_stop() -> None:
 
 @pytest.mark.parametrize("rate", [MIB, 3 * MIB])
 def test_the_rate_is_kept(rate: int) -> None:
-    """Goal: at no moment more was read than the rate allows and a piece of each copy; and the whole
-    took as long as that says."""
+    """Goal: at no moment the scrub has read more than the rate allows plus a piece of each copy,
+    and the whole pass takes as long as its bytes take at that rate."""
     world, _ = stopped_world(THREE, 5)
 
     async def body(pool: Pool) -> None:
@@ -132,9 +130,9 @@ def test_the_rate_is_kept(rate: int) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("at", [0, 3, 20])
-def test_a_member_that_fails_meanwhile_is_told_once(seed: int, at: int) -> None:
-    """Goal: a member that answers no more is one finding, not one for each place; the others are
-    read to the end, and nothing is called lost."""
+def test_a_member_that_fails_during_a_scrub_is_one_finding(seed: int, at: int) -> None:
+    """Goal: a member that stops answering is one finding, not one for each place; the scrub reads
+    the other members to the end, and reports nothing as lost."""
     world, _ = stopped_world(TWO_OF_THREE, seed)
     disk = world.disks[BROKEN]
 
@@ -144,7 +142,7 @@ def test_a_member_that_fails_meanwhile_is_told_once(seed: int, at: int) -> None:
             done = await scrub(pool, rate=MIB)
             nursery.cancel_scope.cancel()
         assert kinds(done) <= {("member", Outcome.UNREPAIRED)}
-        # A checkpoint may meet the dead member first: it is stale then, and not read at all.
+        # When a checkpoint meets the dead member first, the member is stale and is not read.
         known = at == 0 and done.skipped == ["disk0: stale"]
         assert [each.members for each in done.findings] == ([] if known else [["disk0"]])
         assert any(why.startswith("disk0:") for why in done.skipped)
@@ -159,9 +157,9 @@ def test_a_member_that_fails_meanwhile_is_told_once(seed: int, at: int) -> None:
     in_pool(world, TWO_OF_THREE, body)
 
 
-def test_places_that_cannot_be_read_are_written_anew() -> None:
-    """Goal: a bad sector of one copy gets its content from the other; a device that then reads it
-    is repaired."""
+def test_unreadable_places_are_rewritten_from_the_other_copy() -> None:
+    """Goal: a bad sector of one copy is rewritten from the other copy, and counts as repaired when
+    the device can read it again."""
     world, history = stopped_world(TWO_OF_THREE, 2)
 
     async def body(pool: Pool) -> None:
@@ -195,9 +193,9 @@ def test_places_that_cannot_be_read_are_written_anew() -> None:
     in_pool(world, TWO_OF_THREE, body)
 
 
-def test_places_that_clones_still_read_after_a_move_are_no_dead_ones() -> None:
-    """Goal: what the cleaner moved is read from its old place by layers below until that is freed:
-    damage there is told while it counts, and nothing is lost afterwards."""
+def test_damage_at_old_places_of_moved_blocks_is_reported() -> None:
+    """Goal: descendants read a moved block from its old place until that is freed: the scrub
+    reports damage there until then, and nothing is lost afterwards."""
     world = new_world(ONE, 1)
     noise = random.Random(1).randbytes(200 * BLOCK)
 

@@ -1,4 +1,4 @@
-"""Members that went on without each other, and those that only look so."""
+"""Split pools: members that went on without each other, and stale members that only look so."""
 
 from contextlib import nullcontext
 from dataclasses import replace
@@ -24,7 +24,7 @@ from tests.crash.some_members import open_some, run, world_with_data
 
 
 def test_a_split_pool_is_refused() -> None:
-    """Goal: two sides that went on without each other are never mixed."""
+    """Goal: a pool does not open with members of two sides that went on without each other."""
     world, _ = world_with_data(6)
     uuids: list[UUID] = []
 
@@ -42,7 +42,7 @@ def test_a_split_pool_is_refused() -> None:
 
 
 SUCCESSIONS = {
-    # (epoch, sequence, members that it calls stale) of each member's newest superblock.
+    # For each member's newest superblock: (epoch, sequence, members that it calls stale).
     "one missed that another came back": [(2, 6, ()), (1, 4, (0,)), (1, 5, ())],
     "that one failed since": [(1, 6, (1,)), (1, 4, (0,)), (1, 6, (1,))],
     "and the next daemon reached one member": [(2, 7, (1,)), (1, 4, (0,)), (1, 6, (1,))],
@@ -55,9 +55,9 @@ SUCCESSIONS = {
 def test_superblocks_of_one_history_are_no_split_pool(
     written: list[tuple[int, int, tuple[int, ...]]],
 ) -> None:
-    """Goal: members that call each other stale are believed when one was in sync with both.
+    """Goal: a pool whose members call each other stale opens when a member was in sync with both.
 
-    Method: write what power cuts leave when members fail and are brought back.
+    Method: write the superblocks that power cuts leave when members fail and are brought back.
     """
     world = new_world(TWO_OF_THREE, 12)
     sb = newest_superblock(world.disks[0])
@@ -84,8 +84,8 @@ def seen(holder: int, sequence: int) -> Seen:
 
 
 MEMORIES = {
-    # What the newest superblock remembers of a stale member that comes back with (2, 12) as
-    # (holder, sequence), and whether that is its past.
+    # The newest superblock's record of a stale member that comes back with a superblock of
+    # (holder, sequence) (2, 12), and whether that superblock is one that the newest came after.
     "the last it was given": (Left(seen(2, 12), seen(2, 11).mark), True),
     "one before those that it was to be given": (Left(seen(2, 13), seen(2, 11).mark), True),
     "none of those that it was to be given by another": (Left(seen(3, 20), seen(2, 12).mark), True),
@@ -97,13 +97,14 @@ MEMORIES = {
 
 
 @pytest.mark.parametrize(("left", "is_past"), MEMORIES.values(), ids=[*MEMORIES])
-def test_a_stale_member_comes_back_when_those_that_saw_it_last_have_failed(
+def test_a_stale_member_comes_back_when_the_members_that_saw_it_last_have_failed(
     left: Left, is_past: bool
 ) -> None:
-    """Goal: it is no other side of a split pool, and one that is never passes for it.
+    """Goal: a stale member is not taken for the other side of a split pool, and the other side is
+    never taken for a stale member.
 
-    Method: the first two were in sync and the third was not; then the second failed, the third
-    came back, and the first failed. The first is not attached.
+    Method: the first two members were in sync and the third was not; then the second failed, the
+    third came back, and the first failed. The first is not attached.
     """
     world = new_world(TWO_OF_THREE, 13)
     sb = newest_superblock(world.disks[0])
@@ -129,8 +130,9 @@ def test_a_stale_member_comes_back_when_those_that_saw_it_last_have_failed(
         run(world, attached, None)
 
 
-def test_what_a_member_has_seen_is_remembered_when_it_fails() -> None:
-    """Goal: the superblock that calls a member stale says up to where it came along."""
+def test_a_failed_member_is_recorded_with_the_last_superblocks_it_got() -> None:
+    """Goal: the superblock that calls a member stale names the last superblock that the member has
+    and the last one that was tried on it."""
     world = new_world(TWO_OF_THREE, 14)
 
     async def body() -> None:
@@ -150,11 +152,11 @@ def test_what_a_member_has_seen_is_remembered_when_it_fails() -> None:
     live(world, body)
 
 
-def test_what_one_daemon_wrote_is_no_split_pool() -> None:
-    """Goal: a member comes back to those that never were in sync with it.
+def test_superblocks_of_one_daemon_are_no_split_pool() -> None:
+    """Goal: a stale member comes back to a member that was never in sync with it.
 
-    Method: it was brought level and failed at once, so that the others remember only what it had
-    before that; what it was given by the same daemon arrived nevertheless.
+    Method: the member was brought level and failed at once, so that the others have no record of
+    the superblock that the same daemon gave it and that arrived nevertheless.
     """
     world = new_world(TWO_OF_THREE, 15)
     sb = newest_superblock(world.disks[0])

@@ -1,7 +1,7 @@
-"""A daemon that was paused while another took its pool: what it does when it wakes up harms nobody.
+"""A daemon that was paused while another daemon took its pool does no harm when it resumes.
 
-The members refuse whoever does not hold them any more, as a lock, a reservation or a remote host
-does. The paused one stops then; what it had acknowledged is there, and nothing else is by its hand.
+The members refuse the daemon that holds them no more, as a lock, a reservation or a remote host
+does. The paused daemon then stops; all that it acknowledged is there, and it changes nothing else.
 """
 
 import functools
@@ -42,8 +42,8 @@ T = TypeVar("T")
 
 
 class Lease:
-    """One daemon's hold on the members: they refuse it from one of its operations on, at once or
-    one member after another. Where `pauses`, it is stopped there until `goes_on`."""
+    """One daemon's hold on the members: they refuse it from one of its operations on, all at once
+    or one after another. With `pauses`, that operation waits for `goes_on` first."""
 
     def __init__(self, first_refused: int, *, apart: int = 0, pauses: bool = False) -> None:
         self.paused = trio.Event()
@@ -56,7 +56,7 @@ class Lease:
         self._under_way = 0
 
     async def do(self, member: int, operation: Callable[[], Awaitable[T]]) -> T:
-        """Carry out one operation of the daemon. Raises TakenError."""
+        """Carry out one operation of the daemon on a member. Raises TakenError."""
         self._operations += 1
         if self._operations >= self._first_refused + member * self._apart:
             self.was_refused = True
@@ -71,14 +71,14 @@ class Lease:
             self._under_way -= 1
 
     async def is_over(self) -> None:
-        """Wait until it is refused, and what had reached the members is done."""
+        """Wait until the daemon is refused, and its operations under way have ended."""
         await self.paused.wait()
         while self._under_way:
             await trio.sleep(0.001)
 
 
 class Held(BlockDevice):
-    """A disk as one daemon has it."""
+    """A disk that carries out the operations of one daemon while its lease lasts."""
 
     def __init__(self, disk: BlockDevice, lease: Lease, member: int) -> None:
         self._disk = disk
@@ -110,16 +110,16 @@ class Held(BlockDevice):
         await self._do(functools.partial(self._disk.allocate, offset, length))
 
     async def close(self) -> None:
-        """The disk is the other's by now."""
+        """Close nothing: the disk belongs to the other daemon by now."""
 
 
 class Takeover:
-    """One daemon works, another takes its pool and works, and the first is refused meanwhile."""
+    """One daemon works; another takes its pool and works, while the first is refused."""
 
     def __init__(self, made: SimulatedWorld, shape: Shape, seed: int, lease: Lease) -> None:
         self.world = made.reboot()
         self.history = History()
-        """What whoever comes next has to find."""
+        """The history that the next opening must agree with."""
         self.was_taken = False
         self._shape, self._seed = shape, seed
         self._lease = lease
@@ -132,7 +132,7 @@ class Takeover:
             nursery.start_soon(self._take)
 
     async def run_one_by_one(self) -> None:
-        """The first gets no pause: it ends before the other begins."""
+        """Run the daemons without a pause: the first ends before the other begins."""
         await self._work()
         await self._take()
 
@@ -178,7 +178,7 @@ class Takeover:
 
 
 def take_over_at_each(shape: Shape, seed: int, *, pauses: bool) -> int:
-    """Take a pool from a daemon at one operation after another; returns how often it was."""
+    """Take a pool from a daemon at one operation after another; return how often it was taken."""
     made = new_world(shape, seed)
     taken = 0
     while True:
@@ -201,18 +201,18 @@ def take_over_at_each(shape: Shape, seed: int, *, pauses: bool) -> int:
 @pytest.mark.parametrize("shape", [ONE, TWO_OF_THREE], ids=str)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_daemon_that_wakes_up_after_a_takeover_harms_nothing(shape: Shape, seed: int) -> None:
-    """Goal: whoever is refused acknowledges nothing more, and leaves no trace (R16)."""
+    """Goal: a refused daemon acknowledges nothing more and changes nothing on the members (R16)."""
     assert take_over_at_each(shape, seed, pauses=True) > 10
 
 
 @pytest.mark.parametrize("seed", [3, 4])
-def test_a_daemon_that_is_refused_calls_nobody_stale(seed: int) -> None:
-    """Goal: a refusal is no failure of a member; whoever is refused stops at once (R16)."""
+def test_a_daemon_that_is_refused_calls_no_member_stale(seed: int) -> None:
+    """Goal: a refusal is no failure of a member; a refused daemon stops at once (R16)."""
     assert take_over_at_each(TWO_OF_THREE, seed, pauses=False) > 10
 
 
 def test_a_refusal_that_is_taken_for_a_failure_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: this suite notices an engine that goes on without whoever refuses it."""
+    """Goal: this suite fails for an engine that goes on without the member that refuses it."""
     honest = Roster.fail
 
     def fails(self: Roster, member: Member, since: int, error: DeviceError) -> None:

@@ -1,4 +1,4 @@
-"""Free slots are trimmed in the background; the power goes meanwhile."""
+"""Power cuts while free slots are trimmed in the background."""
 
 import pytest
 import trio
@@ -58,9 +58,9 @@ def sweep_with_trims(
 def test_power_cut_while_free_slots_are_trimmed(
     shape: Shape, seed: int, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Goal: a trim takes only what nothing durable leads to, whatever a cut leaves of it.
+    """Goal: a trim destroys no data that the durable state names, however much of it a cut leaves.
 
-    Method: as for every operation of a workload, but every so many, with each slot trimmed as
+    Method: as in `test_power_cut`, but at every `step`-th operation, with each slot trimmed as
     soon as it is free.
     """
     sweep_with_trims(shape, seed, monkeypatch, step=step)
@@ -72,5 +72,5 @@ def test_power_cut_while_free_slots_are_trimmed(
 def test_power_cut_while_free_slots_are_trimmed_long(
     shape: Shape, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Goal and method: as above, at every operation."""
+    """Goal and method: as in the short test, at every operation."""
     sweep_with_trims(shape, seed, monkeypatch, step=1)

@@ -1,4 +1,4 @@
-"""A log that cannot be read where it may end: nothing that was acknowledged is forgotten."""
+"""A log that cannot be read where it may end: no acknowledged write is dropped."""
 
 import itertools
 from collections.abc import Callable, Collection
@@ -30,13 +30,14 @@ from tests.sim.deterministic import environment
 BLOCK = bytes(range(256)) * 16
 
 Unreadable = Callable[[int, int], bool]
-"""Of an offset and a length."""
+"""Whether a read of an offset and a length, both in bytes, fails."""
 
 
 def world_with_a_flushed_block(
     shape: Shape, where: list[tuple[int, int]] | None = None
 ) -> SimulatedWorld:
-    """`where` gets the range of its commit in the slot of the log."""
+    """Return a pool that lost power after one flushed block. `where` gets the range of the block's
+    commit, (start, end) in the slot of the log."""
     world = new_world(shape, 31)
 
     async def body() -> None:
@@ -84,10 +85,10 @@ def slots(offset: int, length: int) -> bool:
     return offset >= DATA_START_BYTES
 
 
-def test_a_log_of_which_nothing_can_be_read_does_not_end_there(
+def test_a_pool_whose_end_of_the_log_cannot_be_read_refuses_to_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Goal: the pool refuses, and has everything once the disk can be read again."""
+    """Goal: the pool refuses to open, and has all data once the disk can be read again."""
     world = world_with_a_flushed_block(ONE)
     with monkeypatch.context() as patch:
         make_unreadable(world.disks[0], patch, slots)
@@ -97,11 +98,11 @@ def test_a_log_of_which_nothing_can_be_read_does_not_end_there(
 
 
 @pytest.mark.parametrize("error", [DeviceError, ClosedError, NoSpaceError])
-def test_a_log_of_which_one_copy_can_be_read_is_known(
+def test_one_readable_copy_of_the_log_is_enough(
     monkeypatch: pytest.MonkeyPatch, error: type[DeviceError]
 ) -> None:
-    """Goal: one disk of three that cannot be read keeps no pool of two copies from opening,
-    whatever it says.
+    """Goal: a pool of two copies opens although one disk of three cannot be read, whichever error
+    that disk gives.
     """
     for index in range(3):
         world = world_with_a_flushed_block(TWO_OF_THREE)
@@ -111,7 +112,7 @@ def test_a_log_of_which_one_copy_can_be_read_is_known(
 
 
 def test_a_disk_that_another_daemon_took_stops_the_opening(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Goal: that is no word about the log: whoever took the disk goes on with it (R16)."""
+    """Goal: a refusal says nothing about the log, which the other daemon goes on writing (R16)."""
     world = world_with_a_flushed_block(TWO_OF_THREE)
     for disk in world.disks:
         make_unreadable(disk, monkeypatch, slots, TakenError)
@@ -119,10 +120,10 @@ def test_a_disk_that_another_daemon_took_stops_the_opening(monkeypatch: pytest.M
         holds_the_block(world, TWO_OF_THREE)
 
 
-def test_what_cannot_be_read_far_behind_the_log_does_no_harm(
+def test_an_unreadable_place_far_behind_the_log_does_no_harm(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Goal: a bad place that reading ahead meets is none of the log's business."""
+    """Goal: a pool opens although reading ahead meets a bad place behind the end of the log."""
     world = world_with_a_flushed_block(ONE)
     bad = DATA_START_BYTES + 100 * 1024  # the log has some 20 KiB
     make_unreadable(
@@ -134,7 +135,8 @@ def test_what_cannot_be_read_far_behind_the_log_does_no_harm(
 def error_without(
     world: SimulatedWorld, gone: int | None, without: Collection[UUID] = ()
 ) -> DeviceError | None:
-    """Open it with a disk less, find the block, and make a checkpoint that names it; or why not."""
+    """Open the pool without disk `gone`, read the block, and make a checkpoint that names it;
+    return the error that stopped this, or None."""
 
     async def body() -> None:
         some = [each for i, each in enumerate(members(world, TWO_OF_THREE)) if i != gone]
@@ -156,12 +158,12 @@ def error_without(
 def test_the_end_of_the_log_on_a_disk_that_fails_while_the_other_is_gone(
     gone: int, failing: int, times: int | None
 ) -> None:
-    """Goal: a pool that opened then counts on that disk, or has what was on it elsewhere; one
-    that refused has lost nothing.
+    """Goal: an opening while the disk fails loses nothing: later openings with all disks have the
+    block, and openings with two disks have it or refuse.
 
-    Method: the last commit is whole on one disk only, as if the power had gone while it was
-    written. The pool is forced open without the other one, and the first cannot be written to as
-    the pool is taken. Later the third and the one that was gone are all there is, or any two.
+    Method: spoil the last commit on disk `gone`, as if the power had gone while it was written.
+    The pool is forced open without that disk, while writes to disk `failing` fail. Then it is
+    opened with all disks, and with any two.
     """
     where: list[tuple[int, int]] = []
     world = world_with_a_flushed_block(TWO_OF_THREE, where)

@@ -1,7 +1,7 @@
 """A seeded workload over a whole pool: writes of every kind, flushes, snapshots, clones, reopening.
 
-One task does it all, so the order of the steps is the order of the log; only flushes also run
-beside it. Each step is noted in the history before the engine is asked for it.
+One task takes all steps, so the order of the steps is the order of the log; flushes, checkpoints
+and cleaning also run beside it. The history notes each step before the engine is asked for it.
 """
 
 import random
@@ -24,7 +24,7 @@ VOLUMES_MAX = 5
 SNAPSHOTS_MAX = 3
 WRITE_BLOCKS_MAX = 40
 HOT_BLOCKS = (0, 8, 100, 1016)
-"""Where most writes go, so that blocks are overwritten; the last is near the end of a page."""
+"""Most writes go near these, so that blocks are overwritten; the last is near the end of a page."""
 
 _WEIGHTS = {
     "write_blocks": 12, "write_part": 8, "write_across": 5, "write_fua": 3, "burst": 5,
@@ -36,20 +36,20 @@ _WEIGHTS = {
 
 
 CLEANING = {"burst": 30, "clean": 20, "checkpoint": 6, "snapshot": 5, "trim": 6}
-"""Weights for much that dies and is moved."""
+"""Weights for many overwritten and many moved blocks."""
 
 CHECKPOINTS = {"checkpoint": 20, "clone": 4, "snapshot": 5, "delete_snapshot": 4, "clean": 10}
-"""Weights for pages of many layers that checkpoints write."""
+"""Weights for checkpoints that write pages of many layers."""
 
 FLATTENING = {
     "clone": 8, "fork": 6, "flatten": 14, "wait": 8, "snapshot": 6, "delete_snapshot": 6,
     "checkpoint": 5,
 }  # fmt: skip
-"""Weights for clones that are made to stand alone while everything else goes on."""
+"""Weights for clones that are flattened beside all other actions."""
 
 
 class Workload:
-    """Goes on from whatever the history's tip says; `seed` decides all that it does."""
+    """Goes on from the state that is the history's tip; `seed` decides every action."""
 
     def __init__(
         self, history: History, seed: object, weights: dict[str, int] | None = None
@@ -63,7 +63,7 @@ class Workload:
         self._seed = seed
 
     async def run(self, pool: Pool, actions: int) -> None:
-        """Do so many things to an open pool; no handle stays open."""
+        """Take so many actions in an open pool; no handle stays open."""
         async with trio.open_nursery() as nursery:
             self._pool, self._nursery = pool, nursery
             self._returned = len(self.history.steps)
@@ -94,7 +94,7 @@ class Workload:
         await device.close()
 
     async def _burst(self) -> None:
-        """Several commits' worth, of which the next flush must cover all."""
+        """Write several commits, all of which the next flush must make durable."""
         for _ in range(self._rng.randint(3, 8)):
             await self._write_blocks()
 
@@ -158,7 +158,7 @@ class Workload:
     # -- durability and time
 
     async def _flush(self) -> None:
-        # A flush covers what returned before it was called, not the write that runs beside it.
+        # A flush covers writes that returned before it was called, not a write that runs beside it.
         mark = self._returned
         await self._pool.flush()
         self.history.is_durable(mark)
@@ -176,7 +176,7 @@ class Workload:
             self._nursery.start_soon(self._pool.checkpoint)
 
     async def _clean(self) -> None:
-        """Move what is alive, whether that is worth it or not; beside all else at times."""
+        """Run a round of the cleaner, sometimes beside the other actions."""
 
         async def clean() -> None:
             await self._pool.cleaner.round()
@@ -245,7 +245,7 @@ class Workload:
         await self._durably(cut, self._pool.management.resize_volume(name, size, shrink=True))
 
     async def _flatten(self) -> None:
-        """Let a clone stand alone in the background: nothing that can be read changes."""
+        """Flatten a clone in the background, or stop that: no content changes."""
         name = self._rng.choice(list(self.history.tip))
         with suppress(InvalidArgumentError):
             await self._pool.management.flatten(name, on=self._rng.random() < 0.9)
@@ -268,7 +268,7 @@ class Workload:
             )
 
     async def _delete(self) -> None:
-        """Also one that others were cloned from."""
+        """Delete a volume with its snapshots, also one that has clones."""
         for name in self.history.tip:
             if name not in VOLUMES:
                 operation = self._pool.management.delete_volume(name, snapshots=True)
@@ -289,7 +289,7 @@ class Workload:
         return name, self._pool.open_export(name)
 
     def _range(self, name: str) -> tuple[int, int]:
-        """(first block, blocks) inside a volume, mostly where others were."""
+        """Return (first block, blocks) inside a volume, mostly near `HOT_BLOCKS`."""
         blocks = self.history.tip[name].head.size_bytes // BLOCK
         rng = self._rng
         hot = [block for block in HOT_BLOCKS if block < blocks]
@@ -323,7 +323,7 @@ def sessions(
     world: SimulatedWorld, shape: Shape, workload: Workload, actions: tuple[int, ...],
     settings: PoolSettings = SETTINGS,
 ) -> Callable[[], Awaitable[None]]:  # fmt: skip
-    """A life: one session of so many actions each, with a clean stop between them."""
+    """Return a life: one session for each number of actions, each ended by a clean stop."""
 
     async def body() -> None:
         for session, count in enumerate(actions):
@@ -335,7 +335,7 @@ def sessions(
 
 
 def pieces(offset: int, data: bytes) -> list[tuple[int, bytes]]:
-    """The parts of a write in the order in which the engine takes them: cut at blocks."""
+    """Return (offset, bytes) of the parts of a write, cut at blocks, in the engine's order."""
     pieces = []
     at = 0
     while at < len(data):

@@ -1,8 +1,9 @@
-"""What clients do to a pool: one function each, found by its name in `ACTIONS`.
+"""Table of the actions of clients on a pool: each is one function, found by its name in `ACTIONS`.
 
-To add one: write `async def _name(client)`, which draws from `client.rng`, asks the model what
-there is, tells it what it begins and what has returned, and put its weight into `ACTIONS`. Every
-engine call goes through `client.tries` or `client.change`, which know the errors that are allowed.
+To add an action: write `async def name(client)`, which draws from `client.rng`, asks the model for
+volumes and snapshots, and tells the model about each call when it begins and when it returns; then
+put the action with its weight into `ACTIONS`. Every engine call goes through `client.tries` or
+`client.change`, which know the errors that are allowed.
 """
 
 from collections.abc import Awaitable, Callable
@@ -43,12 +44,12 @@ ACTIONS: dict[str, tuple[int, Callable[[Client], Awaitable[None]]]] = {
     "grow": (1, catalogue.grow),
     "shrink": (1, catalogue.shrink),
 }
-"""How often each is planned, and what it does."""
+"""By name: the weight with which the action is planned, and its function."""
 
 WEIGHTS = {kind: weight for kind, (weight, _) in ACTIONS.items()}
 
 
 async def act(client: Client, kind: str, seed: int) -> None:
-    """Let a client do one thing; `seed` decides what exactly."""
+    """Let a client take one action; `seed` decides all of its random choices."""
     client.rng.seed(seed)
     await ACTIONS[kind][1](client)

@@ -1,4 +1,4 @@
-"""What changes volumes, snapshots and clones."""
+"""Actions that change volumes, snapshots and clones."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -24,7 +24,7 @@ async def create(client: Client) -> None:
 
 
 async def begin(client: Client) -> None:
-    """What a pool without volumes needs first."""
+    """Create the first volumes of an empty pool."""
     for _ in range(2):
         await create(client)
 
@@ -83,7 +83,7 @@ async def _exclusive(
     client: Client, exports: list[str], apply: Callable[[], int],
     call: Callable[[], Awaitable[object]],
 ) -> None:  # fmt: skip
-    """A change that is refused while somebody has one of these open."""
+    """Make a change that the pool must refuse while a client has one of the exports open."""
     if not _is_open(client, *exports):
         await client.change(apply, call)
         return
@@ -124,7 +124,7 @@ def _exports(client: Client, name: str) -> list[str]:
 
 
 async def delete(client: Client) -> None:
-    """Also one that others were cloned from."""
+    """Delete a volume with its snapshots, also one that has clones."""
     name = client.pick()
     if name is not None and len(client.model.names) > 1:
         await _exclusive(
@@ -154,7 +154,7 @@ async def promote(client: Client) -> None:
 
 
 async def flatten(client: Client) -> None:
-    """Let a clone stand alone, in the background; nothing changes that can be read."""
+    """Flatten a clone in the background; no content changes."""
     name = client.pick()
     if name is None or not client.model.names[name].line or client.pool.failure is not None:
         return
@@ -163,7 +163,7 @@ async def flatten(client: Client) -> None:
     try:
         await client.pool.management.flatten(name)
     except (NotFoundError, InvalidArgumentError):
-        return  # it does already, or is gone by now
+        return  # because the volume is independent already, or was deleted meanwhile
     except DeviceError as error:
         client.allows(error)
         return
@@ -180,7 +180,7 @@ async def grow(client: Client) -> None:
 
 
 async def shrink(client: Client) -> None:
-    """Zeroes what lies behind, then cuts; nobody else uses the volume meanwhile."""
+    """Zero the range behind the new size, then shrink; no other client uses the volume then."""
     name = client.pick()
     if name is None or _is_open(client, name):
         return
@@ -194,7 +194,7 @@ async def shrink(client: Client) -> None:
         at = client.model.resize(name, old, size)
         if await client.tries(client.pool.management.resize_volume(name, size, shrink=True)):
             write.returned(fua=True)
-            client.model.is_durable(at)  # later things may have been logged before it
+            client.model.is_durable(at)  # not later: later calls may have been logged before it
             client.model.resize(name, size)
         else:
             write.failed()

@@ -1,4 +1,4 @@
-"""One client of a simulated pool: what it may do next, and which answers it allows."""
+"""One client of a simulated pool: picks volumes and ranges, and knows which errors are allowed."""
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,50 +20,50 @@ SIZES = (4 * MIB + 160 * BLOCK, MIB, MIB // 4)
 VOLUMES_MAX = 5
 SNAPSHOTS_MAX = 3
 HOT_BLOCKS = (0, 8, 100, 1016)
-"""Where most writes go, so that blocks are overwritten; the last is near the end of a page."""
+"""Most writes go near these, so that blocks are overwritten; the last is near the end of a page."""
 WRITE_BLOCKS_MAX = 40
 
 ROOM_FOR_SURE_BYTES = 4 * MIB
-"""With more than this nothing may fail for lack of space."""
+"""With more free bytes than this, no call may fail for lack of space."""
 
 _NOISE = random.Random("noise").randbytes(2 * MIB)
 
 
 @dataclass
 class Tolerance:
-    """What this life may answer, given the faults that are planned for it."""
+    """The errors allowed in this life, given the faults that are planned for it."""
 
     space: bool = False
-    """There may be no room."""
+    """Calls may give NoSpaceError."""
     failure: bool = False
-    """The pool may give up; reads may fail."""
+    """The pool may fail, and reads may fail."""
     unreadable: bool = False
-    """Members may fail to be read, for a while or for good."""
+    """Reads of members may fail, for a while or for good."""
     faults: bool = False
-    """Anything goes wrong in this life, so that repairs may fail."""
+    """Any fault is planned in this life, so that repairs may fail."""
     rot: bool = False
-    """One member may hold something else than was written to it; others have a good copy."""
+    """One member may hold wrong bytes; other members have a good copy."""
 
 
 @dataclass
 class Client:
-    """One client of a pool; several work at once."""
+    """One client of a pool, at work beside other clients."""
 
     pool: Pool
     model: Model
     nursery: trio.Nursery
     tolerance: Tolerance
     busy: set[str]
-    """Volumes that one client has for itself, shared by all."""
+    """Volumes that one client uses alone for now; all clients share this set."""
     names: str
-    """What its names start with; unique."""
+    """Prefix of the names that this client gives; no other client has it."""
     rng: random.Random = field(default_factory=random.Random)
     _named: int = 0
 
-    # -- what actions are made of
+    # -- parts of actions
 
     async def tries(self, call: Awaitable[object]) -> bool:
-        """Whether it succeeded. An error that nothing explains is raised."""
+        """Await a call; return whether it succeeded. Raises errors that are not allowed."""
         try:
             await call
         except DeviceError as error:
@@ -72,7 +72,7 @@ class Client:
         return True
 
     def allows(self, error: DeviceError) -> None:
-        """Raise an error again that nothing explains."""
+        """Raise the error again unless the tolerance or a full pool explains it."""
         if isinstance(error, NoSpaceError):
             if self.tolerance.space or self.pool.info().free_bytes <= ROOM_FOR_SURE_BYTES:
                 return
@@ -96,7 +96,7 @@ class Client:
             await device.close()
 
     def blocks(self, name: str) -> tuple[int, int]:
-        """(first, count) inside a volume, mostly where others were."""
+        """Return (first, count) of blocks inside a volume, mostly near `HOT_BLOCKS`."""
         size = min(self.model.names[name].sizes) // BLOCK
         rng = self.rng
         hot = [block for block in HOT_BLOCKS if block < size]
@@ -106,13 +106,13 @@ class Client:
         return first, min(count, size - first)
 
     def any_range(self, name: str) -> tuple[int, int]:
-        """(offset, length) inside a volume, in no grain."""
+        """Return (offset, length) in bytes inside a volume, not aligned to blocks."""
         first, count = self.blocks(name)
         offset = first * BLOCK + self.rng.randrange(BLOCK)
         return offset, self.rng.randint(1, (first + count) * BLOCK - offset)
 
     def data(self, length: int) -> bytes:
-        """Bytes that no other write has, some of them zeroes, some compressible."""
+        """Return bytes that no other write has; some blocks are zeroes, some compressible."""
         blocks = []
         for _ in range(-(-length // BLOCK)):
             kind = self.rng.random()
@@ -130,20 +130,21 @@ class Client:
         return f"{self.names}.{self._named}"
 
     async def change(self, apply: Callable[[], int], call: Callable[[], Awaitable[object]]) -> None:
-        """A change of the catalogue, in the model and, without a pause between, in the pool."""
+        """Change the catalogue in the model and, without a pause between, in the pool."""
         if self.pool.failure is not None:
             return
         at = apply()
         try:
             await call()
         except (NotFoundError, InvalidArgumentError):
-            # It is done; others deleted or renamed it before the answer was put together.
+            # The change is done, but other clients deleted or renamed the volume before the
+            # answer was put together.
             if self.model.names is self.model.names_since(at):
                 raise
             self.model.is_durable(at)
         except DeviceError as error:
             self.allows(error)
             if isinstance(error, NoSpaceError) and error.__cause__ is None:
-                self.model.take_back(at)  # else it is carried out as soon as there is space
+                self.model.take_back(at)  # with a cause, the pool makes the change once it has room
         else:
             self.model.is_durable(at)

@@ -1,4 +1,4 @@
-"""Writes, reads and time."""
+"""Actions that write, read, wait, checkpoint, clean and scrub."""
 
 import random
 from collections.abc import Awaitable
@@ -21,7 +21,7 @@ from tests.sim.model import Write, Wrong
 async def _wait_for(
     client: Client, write: Write, call: Awaitable[object], *, fua: bool = False
 ) -> None:
-    """Now and then a client goes away while its request is under way."""
+    """Await a write; now and then cancel it while it is under way, as when a client leaves."""
     done = False
     patience = client.rng.choice([0, 0.01, 1]) if client.rng.random() < 0.05 else float("inf")
     with trio.move_on_after(patience):
@@ -68,13 +68,13 @@ async def write_bytes(client: Client) -> None:
 
 
 async def burst(client: Client) -> None:
-    """Several commits' worth, of which the next flush must cover all."""
+    """Write several commits, all of which the next flush must make durable."""
     for _ in range(client.rng.randint(3, 8)):
         await write(client)
 
 
 async def beside(client: Client) -> None:
-    """Requests of one client that are under way at once, maybe to the same blocks."""
+    """Have several requests of one client under way at once, maybe to the same blocks."""
     async with trio.open_nursery() as nursery:
         for _ in range(client.rng.randint(2, 5)):
             other = Client(
@@ -141,7 +141,7 @@ async def read(client: Client) -> None:
 
 
 async def status(client: Client) -> None:
-    """What is said to be zero must read so."""
+    """Ask for block status: extents reported as zero must be allowed to read as zeroes."""
     if (name := client.pick()) is None:
         return
     async with client.device(name) as device:
@@ -174,7 +174,7 @@ async def checkpoint(client: Client) -> None:
 
 
 async def clean(client: Client) -> None:
-    """Move what is alive, whether that is worth it or not; beside all else at times."""
+    """Run a round of the cleaner, sometimes beside the other actions."""
 
     async def clean_and_free() -> None:
         if await client.tries(client.pool.cleaner.round()) and client.rng.random() < 0.6:
@@ -187,7 +187,7 @@ async def clean(client: Client) -> None:
 
 
 async def scrub(client: Client) -> None:
-    """Read everything, at a rate or as fast as can be, maybe in parts, and beside all else."""
+    """Scrub the pool, with or without a rate, maybe in two parts, maybe beside other actions."""
     rng = client.rng
     rate = rng.choice([0, 0, MIB, 8 * MIB])
     patience = rng.choice([0.01, 0.5, 3.0]) if rng.random() < 0.3 else float("inf")
@@ -204,7 +204,7 @@ async def _scrub(client: Client, rate: int, patience: float) -> None:
         with trio.move_on_after(patience):
             if not await client.tries(client.pool.scrubber.run(done, throttle)):
                 break
-        # As after a restart: what is not in these values is forgotten.
+        # A restart keeps only these values.
         done = replace(done, findings=list(done.findings), gaps=list(done.gaps))
         patience = float("inf")
     for finding in done.findings:
@@ -212,7 +212,7 @@ async def _scrub(client: Client, rate: int, patience: float) -> None:
 
 
 def _hold(client: Client, finding: Finding) -> None:
-    """Damage is found only where there is some, and repaired where it can be."""
+    """Check that a finding has a planned fault as its cause, and is repaired where possible."""
     may, unreadable = client.tolerance, finding.problem.startswith("cannot be read")
     if finding.outcome is Outcome.LOST and not may.failure:
         raise Wrong(f"a scrub calls lost what is not: {finding}")

@@ -1,6 +1,6 @@
 """Runs trio so that one seed gives one run, bit for bit, in any process.
 
-What that takes, and where each comes from:
+Each source of chance, and how it is fixed:
 
     order of tasks     trio shuffles what can run with `trio._core._run._r`; it is seeded for each
                        run, and `_ALLOW_DETERMINISTIC_SCHEDULING` makes trio sort the batch by age
@@ -9,7 +9,7 @@ What that takes, and where each comes from:
     threads            none: `storage.environment.in_line`
     randomness         `random.Random` of the seed for disks, engine and workload each
     hashes of strings  nothing may go through a set of strings; a test runs another PYTHONHASHSEED
-    garbage            collected between runs only, so that nothing is finalized at a whim
+    garbage            collected between runs only, so that no finalizer runs at a random time
 """
 
 import gc
@@ -31,19 +31,19 @@ from storage.format import superblock
 Body = Callable[[], Awaitable[object]]
 
 _COLLECT_EVERY_RUNS = 10
-"""A pool and its disks are garbage in circles. A whole collection costs a fifth of a run."""
+"""A pool and its disks are garbage in reference cycles; a whole collection costs 1/5 of a run."""
 _runs = itertools.count(1)
 
 HANGS_AFTER_S = 50_000.0
-"""Of the mock clock, which jumps when all tasks wait: reached only by waiting for ever."""
+"""Seconds of the mock clock, which jumps when all tasks wait: only an endless wait takes that."""
 
 
 class Hang(AssertionError):
-    """Everything waits, and nothing will end it."""
+    """All tasks of a run wait for ever."""
 
 
 def environment(seed: object) -> Environment:
-    """No threads, a clock that stands still, seeded randomness."""
+    """Return an environment without threads, with a stopped clock and seeded randomness."""
     noise = random.Random(f"environment {seed}")
     return Environment(
         offload=in_line,
@@ -53,10 +53,10 @@ def environment(seed: object) -> Environment:
 
 
 def run(seed: object, body: Body) -> bool:
-    """Run `body`; True when it ended in a power cut. Whatever else goes wrong is raised bare.
+    """Run `body`; True when it ended in a power cut. Any other error is raised without a group.
 
     Raises:
-        Hang: it waits for ever.
+        Hang: `body` waits for ever.
     """
     scheduler = trio._core._run
     scheduler._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
@@ -89,7 +89,7 @@ def run_to_its_end(body: Body) -> bool:
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """One error may reach several tasks at once; assertions come before what they caused."""
+    """Return one error of a group: an assertion or bug before device errors, which it may cause."""
     if not isinstance(error, BaseExceptionGroup):
         return error
     leaves = [_innermost(each) for each in error.exceptions]
@@ -124,8 +124,8 @@ def superblocks_decoded_once() -> Iterator[None]:
 
 @contextmanager
 def garbage_collected_between_runs() -> Iterator[None]:
-    """Around many runs: collect no garbage within a run. What is there now is not looked at.
-    Within another use, which has seen to it, this does nothing.
+    """Around many runs: collect no garbage within a run, and never look at objects of before.
+    Nested in another use of this context, or with collection off, it does nothing.
     """
     if not gc.isenabled():
         yield

@@ -1,7 +1,7 @@
 """Simulated disks that can be photographed while they work, and that fail in more ways.
 
-A photo holds what is durable and what is not, of all disks, at one operation. Any number of
-worlds can be booted from it, so one run of a workload is a crash at every operation of it.
+A photo holds the durable content and the unflushed writes of all disks at one operation. Any number
+of worlds can be booted from it, so one run of a workload gives a crash at each of its operations.
 """
 
 import random
@@ -44,14 +44,14 @@ class Photo:
 class SimWorld(SimulatedWorld):
     """A world whose operations are counted, hashed, and watched.
 
-    `watch` is called before the operation number `watch_at` takes effect; it may take photos, plant
-    faults, and set `watch_at` anew. Reads are not counted.
+    `watch` is called before operation number `watch_at` takes effect; it may take photos, plant
+    faults, and set `watch_at` to a later operation. Reads are not counted.
     """
 
     def __init__(self, seed: int, *, traced: bool = False) -> None:
         super().__init__(seed, count_reads=False, checkpoints=True)
         self.hashed = 0
-        """Hash of every operation so far and its result, with `traced`."""
+        """With `traced`: hash of every operation so far and its result."""
         self.is_traced = traced
         self.watch_at = NOTHING_PLANNED
         self.watch: Callable[[], None] = lambda: None
@@ -64,14 +64,14 @@ class SimWorld(SimulatedWorld):
         return cut
 
     def photo(self) -> Photo:
-        """All disks as they are now; what is in flight counts as not flushed."""
+        """Copy all disks as they are now; writes in flight count as not flushed."""
         return Photo(
             tuple(disk.photo() for disk in self.disks if isinstance(disk, SimDisk)),
             self.operations,
         )
 
     def note(self, *facts: int) -> None:
-        """Add to the hash."""
+        """Add numbers to the hash."""
         words = b"".join(fact.to_bytes(8, "little") for fact in (self.hashed, *facts))
         self.hashed = xxh3_64_intdigest(words)
 
@@ -90,9 +90,9 @@ class SimDisk(SimulatedDisk):
             try_reads=try_reads, content=content,
         )  # fmt: skip
         self.slow_s = 0.0
-        """Operations take up to so long."""
+        """Longest time that an operation takes, in seconds."""
         self.misdirected = 0
-        """So many of the next writes behind the superblocks go to a wrong place."""
+        """Number of next writes behind the superblocks that go to a wrong place."""
 
     def photo(self) -> DiskPhoto:
         return DiskPhoto(
@@ -107,7 +107,7 @@ class SimDisk(SimulatedDisk):
         return self._read(offset, length)
 
     def read_ahead(self, offset: int, length: int) -> bool:
-        return True  # so that callers look for it; one that reads in line has it, others never do
+        return True  # so that callers ask `try_read` for it, which answers if `try_reads` is set
 
     async def _pause(self) -> None:
         if self.slow_s:
@@ -134,12 +134,12 @@ class SimDisk(SimulatedDisk):
             self.world.note(self._index, KINDS[kind], offset, length, digest)
 
     def written_chunks(self) -> list[int]:
-        """Every 4 KiB chunk that holds anything, ascending."""
+        """Return the indices of the 4 KiB chunks that were written, ascending."""
         return sorted(self._visible._chunks)
 
 
 def boot(photo: Photo, seed: int, *, traced: bool = False) -> SimWorld:
-    """The world after a power cut at a photo; the seed throws the coins."""
+    """Return the world after a power cut at a photo; `seed` decides which writes survive."""
     coin = random.Random(f"boot {seed}")
     world = SimWorld(seed, traced=traced)
     for taken in photo.disks:

@@ -1,4 +1,4 @@
-"""Plants what a plan says goes wrong on the disks of a world."""
+"""Plants the faults of a plan on the disks of a world."""
 
 import random
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from tests.sim.disks import SimDisk, SimWorld
 from tests.sim.plan import Item
 
 Later = Callable[[int, Callable[[], None]], None]
-"""Do something so many operations later."""
+"""Call a function so many device operations later."""
 
 
 def plant(world: SimWorld, item: Item, later: Later) -> None:
-    """Let one thing go wrong from now on."""
+    """Plant one fault, with effect from now on."""
     disk = world.disks[item.member]
     assert isinstance(disk, SimDisk)
     _PLANTS[item.kind](disk, random.Random(item.seed), later)
@@ -49,7 +49,7 @@ def _slow(disk: SimDisk, rng: random.Random, later: Later) -> None:
 
 
 def _rot(disk: SimDisk, rng: random.Random, later: Later) -> None:
-    # One superblock of nine at most: with all gone the pool rightly says that it is no member.
+    # At most one superblock of nine rots: without any, the pool rightly takes the disk for blank.
     chunks = [c for c in disk.written_chunks() if c * 4096 >= DATA_START_BYTES]
     chunks = [c for c in chunks if c * 4096 < closing_offset(disk.size_bytes)]
     if rng.random() < 0.3:

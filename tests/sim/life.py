@@ -1,4 +1,4 @@
-"""One life of a pool: opened, held against the model, worked on, photographed, and left."""
+"""Runs one life of a pool: opens it, compares it with the model, works, takes photos, and ends."""
 
 import random
 import re
@@ -28,7 +28,7 @@ from tests.sim.plan import UNREADABLE, Item, LifePlan, Plan
 IS_MISSING = re.compile("every member that holds this is missing|attach missing members")
 
 PHOTOS_MAX = 120
-"""Then every second one is thrown away, and they are taken half as often."""
+"""At so many photos every second one is dropped, and photos are taken half as often."""
 
 
 def pool_settings(plan: Plan) -> PoolSettings:
@@ -45,14 +45,14 @@ def pool_settings(plan: Plan) -> PoolSettings:
 
 @dataclass(frozen=True)
 class Moment:
-    """A place where the power may go: the disks, and what has to be there afterwards."""
+    """A moment when the power may go: the disks, and the states that recovery may show."""
 
     photo: Photo
     mark: Mark
 
 
 class Life:
-    """Runs one life; afterwards `moments` are its crash points, `last` is how it was left."""
+    """Runs one life; afterwards `moments` are its crash points, `last` is its end."""
 
     def __init__(
         self, plan: Plan, life: LifePlan, number: int, world: SimWorld, model: Model, before: Mark
@@ -66,7 +66,7 @@ class Life:
         self._model = model
         self._before = before
         self._seen = False
-        """The pool was seen to be what the model says; before, it must be as `before` says."""
+        """Whether the pool was compared with the model; until then `before` bounds its content."""
         self._rng = random.Random(f"life {life.seed}")
         self._gap = 2
         self._photo_at = 1
@@ -112,7 +112,7 @@ class Life:
     # -- the run
 
     def run(self) -> None:
-        """Raises whatever is wrong."""
+        """Run the life. Raises the first violation or error that no fault explains."""
         for item in self._life.faults:
             self._later(item.at, partial(self._plant, item))
         self._world.watch = self._watch
@@ -150,7 +150,7 @@ class Life:
                 await self._look(pool)
                 await self._work(pool, tolerance)
         except DeviceError as error:
-            # Faults may stop a pool from opening; nothing else may.
+            # Only faults may stop a pool from opening.
             excused = tolerance.failure or (pool is None and self._faults)
             if not excused and not (attached.absent and IS_MISSING.search(str(error))):
                 raise
@@ -187,7 +187,7 @@ class Life:
 
 
 class Probe:
-    """Opens the pool after one power cut, and looks."""
+    """Opens the pool after one power cut, and compares its content with the model."""
 
     def __init__(self, plan: Plan, moment: Moment, seed: int, *, again: int):
         self.crash_points = 1
@@ -195,15 +195,15 @@ class Probe:
         self._moment = moment
         self._seed = seed
         self._again = again
-        """How many power cuts in the recovery may follow each other."""
+        """How many more recoveries in a row are cut, each within the one before."""
         self._rng = random.Random(f"probe {seed}")
         self.degrades = plan.degrades
-        """Some of what is there may have fewer copies than it should."""
+        """Some data may have fewer copies than it should."""
         self._found: State | None = None
         self._nested: list[tuple[Photo, State | None]] = []
 
     def run(self) -> int:
-        """Look; returns the hash of what happened. Raises whatever is wrong."""
+        """Open and compare; return the hash of all operations. Raises any violation."""
         world = boot(self._moment.photo, self._seed, traced=True)
         world.pauses_reads = False
         if self._seed % 4:
@@ -219,7 +219,7 @@ class Probe:
             if not attached.refused:
                 raise
         except DeviceError as error:
-            # Written while members were missing, and not copied to the others yet.
+            # Data written while members were missing, and not copied to these members yet.
             if not (attached.absent and self.degrades and IS_MISSING.search(str(error))):
                 raise
         else:
@@ -257,7 +257,7 @@ class Probe:
 
 
 class _Same(Probe):
-    """After a power cut behind a recovery that was seen: nothing else may be found."""
+    """A probe after a cut behind a compared recovery: it must find the content found there."""
 
     def _hold(self, found: State) -> None:
         if found != self.must_be:
@@ -265,7 +265,7 @@ class _Same(Probe):
 
 
 async def check_stopped(world: SimWorld, plan: Plan) -> None:
-    """The offline check of a stopped pool finds nothing that it should not."""
+    """The offline check of a stopped pool finds no damage that cannot be repaired."""
     report = await check_pool(members.everybody(world, plan.shape).members)
     damage = [d for d in report.damage if not d.repairable]
     if damage:

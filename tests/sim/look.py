@@ -1,4 +1,4 @@
-"""Sees all there is in a pool: names, sizes, snapshots and every byte."""
+"""Reads the whole content of a pool: names, sizes, snapshots and every byte."""
 
 from blockdev.device import BlockDevice
 from storage.pool import Pool
@@ -9,11 +9,11 @@ _ZEROES = bytes(READ_BYTES)
 
 
 async def contents(pool: Pool, *, holes: bool = False) -> State:
-    """All of a pool. With `holes`, what is said to be zero is believed and not read, which is
-    quicker, and finds a hole that should not be.
+    """Return the content of a pool. With `holes`, extents reported as zero are believed and not
+    read, which is quicker and shows data that is wrongly reported as zero.
 
     Raises:
-        DeviceError: something cannot be read.
+        DeviceError: some data cannot be read.
     """
     found: State = {}
     for volume in pool.management.volumes():

@@ -1,4 +1,4 @@
-"""Which members a pool is opened with, and what must come of that."""
+"""Chooses the members that a pool is opened with, and says whether it must refuse to open."""
 
 import random
 from collections.abc import Collection
@@ -15,17 +15,17 @@ from tests.sim.disks import SimWorld
 
 @dataclass(frozen=True)
 class Attached:
-    """A choice of members. `without` names those that it is forced to do without."""
+    """A choice of members. `without` names the members that the pool is forced to open without."""
 
     members: tuple[MemberDevice, ...]
     absent: frozenset[int] = frozenset()
     without: tuple[UUID, ...] = ()
     refused: bool = False
-    """A member is missing that the others count on: the pool must not open."""
+    """A member is missing that the attached members call in sync: the pool must not open."""
 
 
 def newest(disks: Collection[SimulatedDisk]) -> Superblock | None:
-    """The superblock that counts among these disks."""
+    """Return the newest superblock on these disks; None if there is none."""
     found = []
     for disk in disks:
         places = [slot * SUPERBLOCK_BYTES for slot in range(RING_SLOTS)]
@@ -37,7 +37,7 @@ def newest(disks: Collection[SimulatedDisk]) -> Superblock | None:
 
 
 def stale(world: SimWorld) -> set[int]:
-    """Members that the newest superblock calls stale."""
+    """Return the indices of the members that the newest superblock calls stale."""
     sb = newest(world.disks)
     rows = () if sb is None else sb.members
     return {i for i, row in enumerate(rows) if row.stale_since is not None}
@@ -48,7 +48,8 @@ def everybody(world: SimWorld, shape: Shape) -> Attached:
 
 
 def lacking(world: SimWorld, shape: Shape, absent: Collection[int]) -> Attached:
-    """Without some members, not forced: refused unless those present call the others stale."""
+    """Choose all but some members, without force: refused unless the superblocks of the members
+    present call the absent members stale."""
     gone = frozenset(absent)
     sb = newest([disk for i, disk in enumerate(world.disks) if i not in gone])
     refused = sb is None or any(sb.members[i].stale_since is None for i in gone)
@@ -56,8 +57,8 @@ def lacking(world: SimWorld, shape: Shape, absent: Collection[int]) -> Attached:
 
 
 def forced(world: SimWorld, shape: Shape, absent: int) -> Attached | None:
-    """Without one member by name. None unless each says by itself that all are in sync, as then
-    the others have everything.
+    """Choose all but one member, by force. None unless every member's own superblock calls all
+    members in sync, because only then the other members have all data.
     """
     found = [newest([disk]) for disk in world.disks]
     rows = [row for sb in found if sb is not None for row in sb.members]
@@ -70,7 +71,7 @@ def forced(world: SimWorld, shape: Shape, absent: int) -> Attached | None:
 
 
 def choose(world: SimWorld, shape: Shape, rng: random.Random, lying: int | None) -> Attached:
-    """Mostly all members; sometimes without one that nobody counts on, or that must be there."""
+    """Choose all members mostly, and sometimes some of them, stale members missing or others."""
     dice = rng.random()
     if shape.copies == 1 or dice < 0.7:
         return everybody(world, shape)

@@ -1,9 +1,9 @@
-"""What a pool must show while several clients work on it at once, and after its power was cut.
+"""Models the content of a pool while several clients work on it at once, and after a power cut.
 
-The model knows nothing of the engine but this: one log orders everything, a change of the catalogue
+The model assumes only this of the engine: one log orders all steps, a change of the catalogue
 takes effect when it is called, a write somewhere between call and return, block by block. So a pool
-that comes up again must be what it was at one instant, the same for all volumes, not before the
-last thing that was acknowledged as durable.
+that opens after a cut must show its content of one instant, the same for all volumes, not before
+the last step that was acknowledged as durable.
 """
 
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from tests.sim.timeline import NEVER, Timeline, Version, View, common
 
 @dataclass(frozen=True)
 class Snap:
-    """A snapshot. `line` lists the snapshots it stands on, by number, oldest first."""
+    """A snapshot. `line` lists the snapshots that are its ancestors, by number, oldest first."""
 
     number: int
     view: View
@@ -24,7 +24,7 @@ class Snap:
 
 @dataclass(frozen=True)
 class Vol:
-    """A volume at one time; while it shrinks it may have either size."""
+    """A volume at one time, with `line` as for a snapshot; while it shrinks it has two `sizes`."""
 
     timeline: Timeline
     sizes: tuple[int, ...]
@@ -41,16 +41,16 @@ Names = dict[str, Vol]
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment: what a power cut now must bring back at least, and at most."""
+    """A moment: a recovery after a cut at `now` must show an instant from `floor` to `now`."""
 
     now: int
     floor: int
     epochs: "list[tuple[int, Names]]"
-    """Every catalogue since the pool was last seen for certain, and from when on it was so."""
+    """Every catalogue since the content of the pool was last certain, each with its start time."""
 
 
 class Wrong(AssertionError):
-    """The pool shows what it must not."""
+    """The pool shows content that the model does not allow."""
 
 
 class Write:
@@ -63,7 +63,7 @@ class Write:
         self.start = start
         self.timeline = timeline
         self.first = first
-        """Its first block."""
+        """Index of its first block."""
         self.versions: list[Version] = []
 
     def returned(self, *, fua: bool = False) -> None:
@@ -80,20 +80,20 @@ class Write:
             self.model.is_durable(self.start)
 
     def failed(self) -> None:
-        """It was cancelled, or refused: parts of it may have been done, the rest never will be."""
+        """The write was cancelled or refused: its blocks may be written, but none later."""
         now = self.model.tick()
         for version in self.versions:
             version.last = min(version.last, now)
 
 
 class Model:
-    """Everything since the pool was last seen to hold one certain state."""
+    """All steps since the content of the pool was last certain."""
 
     def __init__(self) -> None:
         self.now = 0
         self.floor = 0
         self.flattens = False
-        """A volume may stand on less than its `line`, from a time on that nobody is told."""
+        """Whether a flatten began: volumes may lose ancestors in `line` at a time unknown to us."""
         self._epochs: list[tuple[int, Names]] = [(0, {})]
         self._snaps = 0
 
@@ -103,7 +103,7 @@ class Model:
         return self._epochs[-1][1]
 
     def names_since(self, at: int) -> Names:
-        """The volumes as they were once a change at `at` was made."""
+        """The volumes right after the change at `at`."""
         return next(names for start, names in self._epochs if start == at)
 
     def tick(self) -> int:
@@ -114,13 +114,13 @@ class Model:
         return Mark(self.now, self.floor, self._epochs)
 
     def is_durable(self, through: int) -> None:
-        """Everything that had returned by then survives any power cut from now on."""
+        """Every step that had returned by `through` survives any power cut from now on."""
         self.floor = max(self.floor, through)
 
     # -- reads and writes
 
     def write(self, name: str, offset: int, length: int, data: bytes | None) -> Write:
-        """A write is about to be called; zeroes if `data` is None."""
+        """Note a write before it is called; it writes zeroes if `data` is None."""
         timeline = self.names[name].timeline
         write = Write(self, self.tick(), timeline, offset // BLOCK)
         end = offset + length
@@ -134,7 +134,7 @@ class Model:
         return write
 
     def check_read(self, name: str, offset: int, data: bytes, since: int) -> None:
-        """Bytes that a read returned which was called at `since`. Raises Wrong."""
+        """Check the bytes of a read that was called at `since` and returns now. Raises Wrong."""
         now = self.tick()
         volume, _, snap = name.partition("@")
         vol = self.names[volume]
@@ -155,15 +155,15 @@ class Model:
             if not good:
                 raise Wrong(f"{name} reads wrong: block={block} bytes={part[:16].hex()}...")
 
-    # -- the catalogue: each takes effect at once
+    # -- the catalogue: each change takes effect at once
 
     def change(self, names: Names) -> int:
-        """The catalogue changes now; returns when that is."""
+        """Replace the catalogue now; return the time."""
         self._epochs.append((self.tick(), names))
         return self.now
 
     def take_back(self, at: int) -> None:
-        """A change was refused after all, before anything else happened."""
+        """Drop the last change, of time `at`, because the pool refused it."""
         assert self._epochs[-1][0] == at
         self._epochs.pop()
 
@@ -224,7 +224,8 @@ class Model:
         return self._with(new, Vol(Timeline(snap.view), (snap.size_bytes,), line=line))
 
     def promotable(self, name: str) -> str | None:
-        """The one volume whose snapshots a promotion moves; None when it is not that simple."""
+        """The one volume whose snapshots a promotion moves; None if there are none or several, or
+        if names of snapshots clash."""
         mine = self.names[name]
         sources = [n for n in self.names if n != name and self.shared(name, n)]
         if len(sources) != 1 or self.shared(name, sources[0]).keys() & mine.snaps.keys():
@@ -232,7 +233,7 @@ class Model:
         return sources[0]
 
     def shared(self, name: str, source: str) -> dict[str, Snap]:
-        """The snapshots of `source` that a volume stands on."""
+        """The snapshots of `source` that are ancestors of a volume."""
         line = self.names[name].line
         return {n: s for n, s in self.names[source].snaps.items() if s.number in line}
 
@@ -252,10 +253,10 @@ class Model:
 
     @staticmethod
     def explain(found: State, mark: Mark) -> Names:
-        """The catalogue at the instant that a pool, cut at `mark`, came back to.
+        """Return the catalogue of the instant that a pool shows after a cut at `mark`.
 
         Raises:
-            Wrong: it is none of those allowed.
+            Wrong: no allowed instant explains the content.
         """
         why: list[str] = []
         end = NEVER
@@ -270,7 +271,7 @@ class Model:
         raise Wrong(f"no instant explains the pool, floor={mark.floor} now={mark.now}: {why[:5]}")
 
     def settle(self, found: State, names: Names) -> None:
-        """This is what the pool holds for certain: all else never happened."""
+        """Start over from this content, which is certain now; drop all earlier steps."""
         settled: Names = {}
         for name, volume in found.items():
             was = names[name]
@@ -287,7 +288,7 @@ class Model:
 def _difference(
     names: Names, found: State, window: tuple[int, int], crashed: int
 ) -> str | None:  # fmt: skip
-    """What speaks against this catalogue and these times; None when nothing does."""
+    """Describe why this catalogue in this window does not explain `found`; None if it does."""
     wanted = {n: (vol.sizes, list(vol.snaps)) for n, vol in names.items()}
     if found.keys() != names.keys() or any(
         found[n].head.size_bytes not in sizes or list(found[n].snapshots) != snaps

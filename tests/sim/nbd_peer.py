@@ -1,6 +1,6 @@
 """A client with many requests in flight that checks every reply against the protocol.
 
-Written from the protocol, not from `nbd`: what a server does wrong fails an assertion here.
+Written from the protocol, not from `nbd`: an answer that breaks a rule fails an assertion.
 """
 
 import struct
@@ -19,7 +19,7 @@ Connect = Callable[[], Awaitable[trio.SocketStream]]
 
 
 class Mode(Enum):
-    """How replies look."""
+    """The form of replies."""
 
     SIMPLE = "simple"
     STRUCTURED = "structured"
@@ -28,7 +28,7 @@ class Mode(Enum):
 
 @dataclass
 class Answer:
-    """A reply on its way; `pieces` tell what of `data` came."""
+    """The answer to a request, maybe not whole yet; `pieces` are the parts of `data` that came."""
 
     kind: int
     offset: int
@@ -42,7 +42,7 @@ class Answer:
 
 
 class NbdPeer:
-    """One connection in transmission; made by `nbd_peer`."""
+    """One connection in the transmission phase; made by `nbd_peer`."""
 
     def __init__(self, stream: trio.SocketStream, mode: Mode) -> None:
         self._stream = stream
@@ -56,9 +56,9 @@ class NbdPeer:
     async def call(
         self, kind: int, offset: int = 0, length: int = 0, *, flags: int = 0, data: bytes = b""
     ) -> Answer:
-        """Send a request and wait for the whole answer, which keeps the rules.
+        """Send a request, wait for the whole answer, and check it.
 
-        `data` is what a WRITE writes; with STATUS it is a filter, which repeats the length.
+        `data` is the payload of a WRITE; with STATUS it is a filter, which repeats the length.
         """
         self._cookie += 1
         cookie = self._cookie
@@ -91,7 +91,7 @@ class NbdPeer:
         await self._option(7, struct.pack(">I", len(name)) + name + b"\0\0")
 
     async def leave(self, *, goodbye: bool) -> None:
-        """Say goodbye or just hang up; nothing may wait for an answer."""
+        """Disconnect, after a DISC request with `goodbye`; no request may be in flight."""
         assert not self._waiting
         self._receiving.cancel()
         if goodbye:
@@ -219,7 +219,7 @@ class NbdPeer:
 async def nbd_peer(
     stream: trio.SocketStream, mode: Mode, name: bytes = b""
 ) -> AsyncIterator[NbdPeer]:
-    """Negotiate, and receive replies in the background."""
+    """Negotiate, and receive replies in the background until the block ends."""
     peer = NbdPeer(stream, mode)
     async with stream:
         await peer.negotiate(name)

@@ -1,4 +1,4 @@
-"""What one seed makes of a run: plain data, of which parts can be left out to find the culprit."""
+"""Makes the plan of a run from one seed: plain data, of which shrinking leaves out parts."""
 
 import random
 from collections.abc import Iterable
@@ -21,53 +21,54 @@ FAULTS = {
     "write once": 3, "writes": 2, "flush once": 4, "flushes": 1, "read once": 2, "reads": 1,
     "allocate once": 1, "no space": 2, "dead": 2, "dead for a while": 2, "cache lost": 3, "slow": 3,
 }  # fmt: skip
-"""Of a device that says so, with how often each is planned; everything has to survive these."""
+"""Faults that a device reports, with their weights; all durable data has to survive them."""
 
 UNREADABLE = {"read once", "reads", "dead", "dead for a while", "cache lost"}
-"""Those of which reads may hear."""
+"""Faults that may fail reads."""
 
 SINCE = {"flatten": 10_000_000}
-"""From which seed on an action is planned: what earlier seeds do, and found, stays the same."""
+"""The first seed that plans an action: earlier seeds, with their findings, stay the same."""
 
 LIES = {"rot": 4, "lost write": 3, "misdirected write": 3}
-"""Of a device that does not say so: only on one member, and only where another has a copy."""
+"""Faults that a device does not report, with their weights: on one member only, and only where
+other members have copies."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that is done, or goes wrong; `number` names it in a reproduction."""
+    """One action or one fault; `number` names it in a command that repeats the run."""
 
     number: int
     kind: str
     seed: int
     at: int = 0
-    """Of a fault: before which device operation of its life."""
+    """Of a fault: the number of the device operation of its life before which it is planted."""
     member: int = 0
 
 
 @dataclass(frozen=True)
 class LifePlan:
-    """From one opening of the pool to its end."""
+    """One life: from an opening of the pool to a stop or a power cut."""
 
     seed: int
     clients: tuple[tuple[Item, ...], ...]
     faults: tuple[Item, ...]
     absent: int | None = None
-    """A member that is not attached, if the pool can do without."""
+    """A member that is not attached, if the pool can open without it."""
     ends: str = "cut"
-    """`cut`: goes on from a power cut somewhere in it; `stop`: from its clean stop."""
+    """The next life begins after a power cut somewhere in this one (`cut`) or its stop (`stop`)."""
     crash_points: int = 40
 
 
 @dataclass(frozen=True)
 class Plan:
-    """One run."""
+    """One run: a pool and its lives."""
 
     seed: int
     shape: Shape
     lives: tuple[LifePlan, ...]
     lying: int | None = None
-    """The member that may lie."""
+    """The member that `LIES` are planned for; None for no member."""
     settings: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -98,9 +99,7 @@ class Plan:
 def make_plan(
     seed: int, weights: dict[str, int], *, shape: str | None = None, size: float = 1.0
 ) -> Plan:
-    """Everything that a run does, from its seed. `weights` says how often each action is planned;
-    `size` scales how many there are.
-    """
+    """Plan a run from its seed. `weights` are those of the actions; `size` scales their number."""
     weights = {kind: weight for kind, weight in weights.items() if seed >= SINCE.get(kind, 0)}
     rng = random.Random(f"plan {seed}")
     chosen = BY_NAME[shape] if shape else rng.choice(SHAPES)
@@ -162,7 +161,7 @@ def _settings(rng: random.Random) -> dict[str, float]:
 
 
 def spell(numbers: Iterable[int]) -> str:
-    """Numbers as `1,4-7`."""
+    """Write numbers as `1,4-7`."""
     ordered = sorted(numbers)
     if not ordered:
         return "none"

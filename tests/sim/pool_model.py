@@ -1,4 +1,4 @@
-"""What the model of a whole pool is made of: volumes, snapshots, and what is written to them."""
+"""Parts of the model of a whole pool: volumes, snapshots, sessions, and the data of writes."""
 
 import random
 from collections.abc import Awaitable, Callable
@@ -19,7 +19,7 @@ Action = Callable[[Pool], Awaitable[None]]
 
 @dataclass
 class Snap:
-    """A snapshot; `line` are the numbers of those that it stands on, as of a volume."""
+    """A snapshot; `line` are the numbers of its ancestors, as of a volume."""
 
     number: int
     size_bytes: int
@@ -29,25 +29,25 @@ class Snap:
 
 @dataclass
 class Vol:
-    """A volume; `line` are the numbers of the snapshots that it stands on, also of deleted ones,
-    and of what volumes were when they were cloned without one.
+    """A volume; `line` are the numbers of the snapshots that are its ancestors, also of deleted
+    snapshots and of the unnamed ones that cloning a volume without a snapshot makes.
     """
 
     size_bytes: int
     line: tuple[int, ...] = ()
     unsure: bool = False
-    """Whether it may have been cut off from the beginning of its line: when one of several that
-    stand on something without a name is flattened, the pool decides whose it was."""
+    """Whether the volume may have lost the beginning of its line: when one of several descendants
+    of an unnamed snapshot is flattened, the pool decides which of them that snapshot goes to."""
     snaps: dict[str, Snap] = field(default_factory=dict)
 
 
 @dataclass
 class Session:
-    """What is done between one opening and the end of it."""
+    """The actions between one opening of the pool and its end."""
 
     actions: list[Action] = field(default_factory=list)
     cut: int | None = None
-    """Ends with a power cut, with this seed for its coins, or with a clean stop."""
+    """The seed of the power cut that ends the session; None for a clean stop."""
 
 
 async def settle(pool: Pool) -> None:
@@ -56,11 +56,11 @@ async def settle(pool: Pool) -> None:
 
 
 async def flattened(name: str, pool: Pool) -> None:
-    """Have a volume stand alone, and the log know it; nothing changes that can be read."""
+    """Flatten a volume, wait for the end, and flush the log; no content changes."""
     try:
         await pool.management.flatten(name)
     except InvalidArgumentError:
-        return  # it does already
+        return  # because the volume is independent already
     with trio.fail_after(FLATTEN_S_MAX):
         while pool.management.volume(name).flattening is not None:
             await trio.sleep(0.5)
@@ -68,7 +68,7 @@ async def flattened(name: str, pool: Pool) -> None:
 
 
 def range_of(coin: random.Random, size: int) -> tuple[int, int]:
-    """(offset, length) inside a volume, mostly whole blocks, mostly where others were."""
+    """Return (offset, length) in bytes inside a volume, mostly whole blocks at few places."""
     blocks = size // BLOCK
     first = coin.choice([0, 5, 1016, coin.randrange(blocks)]) + coin.randrange(10)
     first = min(first, blocks - 1)

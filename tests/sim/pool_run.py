@@ -1,4 +1,4 @@
-"""Carries out on simulated disks what a model of a pool noted, and holds it against the bytes."""
+"""Carries out the noted operations of a model on a simulated pool, and compares the contents."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,10 +23,10 @@ class Run:
     sessions: list[Session]
     history: History
     free: list[int] = field(default_factory=list)
-    """What was free after all was deleted: in a new pool, and in this one."""
+    """Free bytes after all volumes were deleted: in a new pool, and in this one."""
 
     def carry_out(self) -> None:
-        """Live it, check it offline, and give all its space back."""
+        """Run all sessions, check the pool offline, and give all its space back."""
         with quiet_and_quick():
             world = new_world(self.shape, self.seed)
             for number, session in enumerate(self.sessions):
@@ -64,7 +64,7 @@ class Run:
         assert found == self.history.tip, self.history.differences(found)
 
     async def _give_all_back(self, world: SimulatedWorld) -> None:
-        """After everything is deleted the pool is as empty as a new one."""
+        """Delete all volumes, and note the free bytes: they must be those of a new pool."""
         async with opened(world, self.shape, self.settings, -1) as pool:
             for volume in pool.management.volumes():
                 await pool.management.delete_volume(volume.name, snapshots=True)

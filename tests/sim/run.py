@@ -24,10 +24,10 @@ from tests.sim.shrink import shrink
 from tests.sim.simulation import Outcome, simulate
 
 RUN_S_MAX = 120
-"""Processor time of one run, which takes some seconds: beyond it something goes round for ever."""
+"""Seconds of processor time of one run, which needs a few: a run that takes more is endless."""
 
 SAY_EVERY = 5_000
-"""Crash points."""
+"""Crash points between two lines of progress."""
 
 
 class Endless(AssertionError):
@@ -45,7 +45,7 @@ class Job:
 
 
 def guarded(plan: Plan) -> Outcome:
-    """Run a plan, but not for ever."""
+    """Run a plan; a run that takes too long is a violation too."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         raise Endless(f"a run takes more than {RUN_S_MAX} s")
@@ -63,12 +63,12 @@ def guarded(plan: Plan) -> Outcome:
 
 
 def run_job(job: Job) -> tuple[Outcome, str]:
-    """The outcome of a seed; if it fails, also how to run the smallest form of it."""
+    """Return the outcome of a seed; if it fails, also the command that runs its smallest form."""
     plan = make_plan(job.seed, WEIGHTS, shape=job.shape, size=job.size)
     outcome = guarded(plan)
     if not outcome.violation:
         return outcome, ""
-    # A shape that is asked for leaves other luck to the rest of the plan than one that is drawn.
+    # A given shape is not drawn, so the rest of the plan draws other numbers than without it.
     how = f"--size {job.size}" + (f" --shape {job.shape}" if job.shape else "")
     again = f"--seed {job.seed}"
     if job.shrinks and not outcome.violation.startswith("Endless"):
@@ -117,7 +117,7 @@ def _one(arguments: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    """Run what the command line says."""
+    """Run the seeds that the command line asks for; return the exit status."""
     arguments = _parsed()
     if arguments.seed is not None:
         return _one(arguments)

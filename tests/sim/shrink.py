@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from tests.sim.plan import Plan, spell
 
 Fails = Callable[[Plan], str]
-"""Runs a plan; returns what is wrong, or nothing."""
+"""Runs a plan; returns its violation, or an empty string."""
 
 TRIES_MAX = 300
-"""Of a second or so each."""
+"""Runs of smaller plans at most, of about a second each."""
 
 
 @dataclass
 class Shrunk:
-    """The smallest plan found that fails, and how to run it again."""
+    """The smallest failing plan that was found, and the arguments that run it again."""
 
     plan: Plan
     kept: set[int]
@@ -27,7 +27,7 @@ class Shrunk:
 
 
 def shrink(whole: Plan, fails: Fails, violation: str, tries_max: int = TRIES_MAX) -> Shrunk:
-    """Leave out what is not needed; `violation` is what the whole plan gives."""
+    """Leave out lives and items as long as the plan fails; `violation` is the whole plan's."""
     kept = {item.number for item in whole.items()}
     best = Shrunk(whole, kept, len(whole.lives), violation)
     tries = 0
@@ -59,5 +59,5 @@ def shrink(whole: Plan, fails: Fails, violation: str, tries_max: int = TRIES_MAX
 
 
 def _parts(numbers: list[int], size: int) -> list[set[int]]:
-    """Cut into parts, the last first: what came late is needed least."""
+    """Cut into parts, the last first, because late items are needed least."""
     return [set(numbers[at : at + size]) for at in range(0, len(numbers), size)][::-1]

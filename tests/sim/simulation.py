@@ -1,4 +1,4 @@
-"""One run: a pool that lives several times, and a power cut at many places of each life."""
+"""Runs a plan: several lives of one pool, and power cuts at many operations of each life."""
 
 import random
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ from tests.sim.plan import Plan
 
 @dataclass
 class Outcome:
-    """What one run came to."""
+    """The result of one run."""
 
     seed: int
     crash_points: int = 0
     lives: int = 0
     refused: int = 0
-    """Lives that faults kept from opening."""
+    """Lives in which faults kept the pool from opening."""
     operations: int = 0
     hashed: int = 0
-    """Of every device operation and its result, power cuts and recoveries included."""
+    """Hash of every device operation and its result, power cuts and recoveries included."""
     violation: str = ""
 
 
@@ -49,7 +49,7 @@ def _new_pool(plan: Plan) -> Photo:
 
 
 def simulate(plan: Plan, *, probes: bool = True) -> Outcome:
-    """Run a plan; whatever is wrong is in the outcome's `violation`."""
+    """Run a plan; the outcome's `violation` describes the first error, and is empty without one."""
     outcome = Outcome(plan.seed)
     model = Model()
     moment = Moment(_new_pool(plan), model.mark())

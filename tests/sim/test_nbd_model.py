@@ -1,4 +1,4 @@
-"""Random requests over four connections against a model of bytes; one seed, one history."""
+"""Random requests over four connections, compared with a model of bytes; one seed, one history."""
 
 import random
 import struct
@@ -44,22 +44,22 @@ SIZE_BYTES = 16 << 20
 STRIPE_BYTES = SIZE_BYTES // (CONNECTIONS * WORKERS)
 HANGS_AFTER_S = 600
 ROUND = 25
-"""Requests of each worker between two looks at everything, where they overlap."""
+"""Overlapping requests of each worker between two reads of the whole range."""
 SMALL = PoolSettings(extent_cache_bytes=64 << 10, buffer_bytes=4 << 20, flush_interval_s=0.02)
-"""What was written is soon read from the member again."""
+"""Small caches and quick flushes, so that reads of written data soon go to the member."""
 EINVAL, ENOSPC, ENOTSUP = 22, 28, 95
 KINDS = (READ, READ, READ, WRITE, WRITE, WRITE, ZEROES, TRIM, FLUSH, CACHE, STATUS)
 
 
 class Handle(MemoryDevice):
-    """Many connections, one memory."""
+    """One memory for many connections, which may close it."""
 
     async def close(self) -> None:
         pass
 
 
 class Disk(MemoryDevice):
-    """A member that often has to be waited for, so that requests meet half-way."""
+    """A member whose operations often wait, so that requests overlap."""
 
     def __init__(self, size_bytes: int) -> None:
         super().__init__(size_bytes)
@@ -98,7 +98,7 @@ async def served(folder: Path) -> AsyncIterator[Path]:
     await create_pool([member], copies=1, segment_bytes=1 << 20)
     async with open_pool([member], settings=SMALL) as pool:
         await pool.management.create_volume("volume", SIZE_BYTES)
-        # A tight bound, so that waits for memory are part of it.
+        # A tight bound, so that requests also wait for memory.
         limits = Limits(memory_bytes_max=2 << 20)
         server = Server(Exports(Handle(SIZE_BYTES), pool), limits)
         async with trio.open_nursery() as nursery:
@@ -112,7 +112,7 @@ async def served(folder: Path) -> AsyncIterator[Path]:
 
 
 def some_range(rng: random.Random, start: int, size: int) -> tuple[int, int]:
-    """Mostly short, sometimes in whole blocks, sometimes long."""
+    """Return (offset, length) in bytes: mostly short, sometimes whole blocks, sometimes long."""
     length = rng.choice((rng.randint(1, 5000), rng.randint(1, 3) * 4096, rng.randint(1, size)))
     if length > 100_000 and rng.random() < 0.7:
         length = rng.randint(1, 20_000)
@@ -126,7 +126,7 @@ def some_range(rng: random.Random, start: int, size: int) -> tuple[int, int]:
 
 @dataclass
 class Alone:
-    """A worker that has a stripe to itself, and knows every byte of it."""
+    """A worker that uses a stripe alone, and knows every byte of it."""
 
     peer: NbdPeer
     rng: random.Random
@@ -178,7 +178,7 @@ class Alone:
         answer = await self.peer.call(READ, offset, length, flags=flags)
         at = offset - self.start
         assert answer.error == 0
-        # Not compared in the assertion: telling how a megabyte differs takes minutes.
+        # Compared outside the assertion, because pytest takes minutes to explain how a MiB differs.
         is_right = bytes(answer.data) == self.model[at : at + length]
         assert is_right, f"wrong bytes: {offset=} {length=} {flags=}"
 
@@ -204,7 +204,7 @@ class Alone:
 
 @dataclass
 class Change:
-    """A request that changes bytes; `end` is beyond all time until it is answered."""
+    """A request that changes bytes; `end` is later than any time until it is answered."""
 
     start: int
     first: int
@@ -215,7 +215,7 @@ class Change:
 
 
 class Together:
-    """What may be read where many write the same bytes, each write with a value of its own."""
+    """The model of bytes that many workers write at once, each write with a value of its own."""
 
     def __init__(self, base: int, size: int) -> None:
         self.base, self.size = base, size
@@ -234,9 +234,9 @@ class Together:
         return change
 
     def explains(self, offset: int, data: bytes, began: int) -> bool:
-        """Whether a read that began then, and ends now, may see these bytes.
+        """Whether a read that began at `began` and ends now may return these bytes.
 
-        A change may be seen unless another began after its end and ended before the read began.
+        A read may see a change unless another began after its end and ended before the read began.
         """
         first = offset - self.base
         last = first + len(data)
@@ -265,8 +265,8 @@ Connect = Callable[[], Awaitable[NbdPeer]]
 
 
 async def overlap(peers: list[NbdPeer], connect: Connect, rng: random.Random, rounds: int) -> int:
-    """All connections at once on the same 128 KiB, and now and then another one in the place of
-    one that leaves; return how many requests that were."""
+    """Use all connections at once on the same 128 KiB, and now and then replace a connection by a
+    new one; return the number of requests."""
     base, size = 3 << 20, 128 << 10
     model = Together(base, size)
     assert (await peers[0].call(ZEROES, base, size)).error == 0
@@ -341,7 +341,7 @@ COMBINATIONS = [(name, mode) for name in ("memory", "volume") for mode in Mode]
 
 @pytest.mark.parametrize(("name", "mode"), COMBINATIONS)
 async def test_every_byte_is_as_the_model_says(tmp_path: Path, name: str, mode: Mode) -> None:
-    """48,000 requests, together with the others."""
+    """48,000 requests, together with those of the short test."""
     print("seed=1")
     await history(tmp_path, name, mode, 1, 48_000 // len(COMBINATIONS))
 
@@ -355,7 +355,7 @@ async def test_every_byte_many_times(tmp_path: Path, name: str, mode: Mode, seed
 
 
 def test_the_model_would_notice() -> None:
-    """Old values, torn values and values of nobody are not explained."""
+    """The model does not explain old values, torn values and values that were never written."""
     model = Together(0, 100)
     first = model.begin(0, 50, 1)
     assert model.explains(0, bytes([1] * 20 + [0] * 30), model.tick())

@@ -1,4 +1,4 @@
-"""Bugs that others had, planted: the model of `test_nbd_model` finds each of them."""
+"""Planted bugs that other servers had: the model of `test_nbd_model` finds each of them."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,7 +21,7 @@ from tests.sim.test_nbd_model import Handle, history
 
 REQUESTS = 6000
 HISTORIES = 8
-"""Races are a matter of time, which real sockets decide: one history may miss one."""
+"""Histories per bug: real sockets decide the timing of races, so one history may miss a bug."""
 Patch = pytest.MonkeyPatch
 
 
@@ -32,7 +32,7 @@ async def finds_it(folder: Path, name: str, mode: Mode) -> None:
         place.mkdir()
         try:
             await history(place, name, mode, seed, REQUESTS)
-        except* (AssertionError, trio.BrokenResourceError):  # or the server itself noticed
+        except* (AssertionError, trio.BrokenResourceError):  # broken when the server itself noticed
             found = True
         if found:
             return
@@ -44,10 +44,10 @@ async def test_a_history_without_bugs(tmp_path: Path) -> None:
 
 
 async def test_a_lost_update(tmp_path: Path, monkeypatch: Patch) -> None:
-    """Two clients write parts of one block at once, and one part is gone."""
+    """Two clients write parts of one block at once, and one of the parts is lost."""
 
     @asynccontextmanager
-    async def nobody_waits(self: VolumeState, first: int, end: int) -> AsyncIterator[None]:
+    async def never_waits(self: VolumeState, first: int, end: int) -> AsyncIterator[None]:
         yield
 
     right = Reader.read
@@ -59,12 +59,12 @@ async def test_a_lost_update(tmp_path: Path, monkeypatch: Patch) -> None:
         return data
 
     monkeypatch.setattr(Reader, "read", slowly)
-    monkeypatch.setattr(VolumeState, "writing", nobody_waits)
+    monkeypatch.setattr(VolumeState, "writing", never_waits)
     await finds_it(tmp_path, "volume", Mode.SIMPLE)
 
 
-async def test_zeroes_that_are_none(tmp_path: Path, monkeypatch: Patch) -> None:
-    """A block next to a hole is told as part of it, once in a while."""
+async def test_data_that_is_reported_as_zeroes(tmp_path: Path, monkeypatch: Patch) -> None:
+    """Block status reports a block next to a hole as part of the hole, once in a while."""
     right = Volume.try_extents
 
     def wrong(self: Volume, offset: int, length: int) -> list[Extent] | None:
@@ -110,7 +110,7 @@ async def test_pieces_in_the_wrong_place(tmp_path: Path, monkeypatch: Patch, mod
 
 
 async def test_a_range_that_wraps_around(tmp_path: Path, monkeypatch: Patch) -> None:
-    """Refusing what is out of range is tested without a wrap at 64 bits."""
+    """The check of a request's range overlooks that offset plus length may pass 64 bits."""
     right = refusal
 
     def wrong(request: Request, **export: Any) -> WireError | None:
@@ -123,7 +123,7 @@ async def test_a_range_that_wraps_around(tmp_path: Path, monkeypatch: Patch) -> 
 async def test_a_write_that_is_forgotten_once_in_a_while(
     tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    """Every 100th is answered, and not done."""
+    """Every 100th write is answered but not carried out."""
     count = 0
     right = Handle.try_write
 

@@ -1,4 +1,4 @@
-"""What a client was told is durable is there after a power cut, whichever connection told it."""
+"""Data acknowledged as durable on any connection is there after a power cut."""
 
 import random
 import struct
@@ -25,14 +25,14 @@ from tests.sim.nbd_peer import FLUSH, FUA, WRITE, ZEROES, Mode, NbdPeer, nbd_pee
 MIB, BLOCK = 1 << 20, 4096
 CONNECTIONS, WORKERS = 4, 4
 BLOCKS = 128
-"""A share for each worker, so that nobody else writes there."""
+"""Blocks of the volume; each worker writes to a share of its own."""
 SETTINGS = PoolSettings(flush_interval_s=0.2)
 
 
 @dataclass
 class History:
-    """For each block what it may hold: the newest value that is surely durable, then later ones,
-    each with the moment it was answered."""
+    """The values that each block may hold: the newest value that is surely durable, then later
+    values, each with the moment when its write was answered."""
 
     values: list[list[tuple[int, float]]] = field(
         default_factory=lambda: [[(0, 0.0)] for _ in range(BLOCKS)]
@@ -53,7 +53,7 @@ class History:
             del values[:-1]
 
     def flushed(self, sent: int) -> None:
-        """A flush was answered: what was answered before it was sent is durable."""
+        """A flush was answered: writes that were answered before it was sent are durable."""
         for values in self.values:
             while len(values) > 1 and values[1][1] < sent:
                 del values[0]
@@ -123,7 +123,7 @@ async def work(peer: NbdPeer, history: History, blocks: range, rng: random.Rando
 
 
 async def after(world: SimulatedWorld, operations: int) -> None:
-    """Wait for so many operations of the disk."""
+    """Wait until the disk has done so many more operations."""
     reached = trio.Event()
     last = world.operations + operations
 
@@ -138,7 +138,7 @@ async def after(world: SimulatedWorld, operations: int) -> None:
 async def life(
     world: SimulatedWorld, path: Path, history: History, seed: str, operations: int
 ) -> None:
-    """Serve, write, and cut the power in the middle of it all, after so many of the disk."""
+    """Serve, write, and cut the power after so many operations of the disk."""
     rng = random.Random(seed)
     share = BLOCKS // (CONNECTIONS * WORKERS)
     try:
@@ -174,10 +174,10 @@ async def lives(folder: Path, seed: int, count: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_a_flush_on_one_connection_covers_all(tmp_path: Path, seed: int) -> None:
-    """40 to 42. Goal: what CAN_MULTI_CONN, FLUSH and FUA promise holds after a power cut.
+    """40 to 42. Goal: the promises of CAN_MULTI_CONN, FLUSH and FUA hold after a power cut.
 
-    Method: four connections write to one volume and flush now and then. What was answered on any
-    of them before a flush was sent on another is there afterwards, or something newer.
+    Method: four connections write to one volume and flush now and then. Every write answered on
+    any connection before a flush was sent on another is there afterwards, or a newer write.
     """
     await lives(tmp_path, seed, 4)
 

@@ -1,10 +1,10 @@
-"""The simulation is worth something only if it turns red: plant a bug, expect a violation.
+"""Planted bugs: the simulation must report a violation for each.
 
 Method of all: replace one function of the engine by a version with a bug that storage engines have
-had, and run seeds until one objects. Without one they find nothing: see `test_simulation`. More
+had, and run seeds until one fails. Without a bug these seeds pass: see `test_simulation`. More
 are in `tests/crash/test_planted_bugs.py` (skipped flushes, reused tails, unchecked payloads,
-unequal copies, early answers, forgotten jumps), `test_faults.py` (a retried flush) and
-`test_corruption.py` (an uncompared checksum) there, and `test_cache_lost.py`.
+unequal copies, early answers, forgotten jumps), and there in `test_faults.py` (a retried flush),
+`test_corruption.py` (an uncompared checksum) and `test_cache_lost.py`.
 """
 
 import dataclasses
@@ -33,12 +33,12 @@ from tests.sim.run import guarded
 
 SEEDS = range(1, 60)
 OURS = ("crashed: TypeError", "crashed: AttributeError", "crashed: NameError")
-"""What a mistake in a planted bug looks like. Other crashes come of it: counts below zero."""
+"""Crashes by a mistake in the planting. Other crashes are effects of a bug: negative counts."""
 Patch = pytest.MonkeyPatch
 
 
 def finds_it(shape: str | None = None) -> str:
-    """Run seeds until one objects; returns what it says."""
+    """Run seeds until one fails; return its violation."""
     for seed in SEEDS:
         outcome = guarded(make_plan(seed, WEIGHTS, shape=shape))
         if outcome.violation:
@@ -49,7 +49,7 @@ def finds_it(shape: str | None = None) -> str:
 
 
 def test_an_answer_before_earlier_commits_are_durable_is_found(monkeypatch: Patch) -> None:
-    """Goal: a commit that is durable by itself (FUA) does not answer for those before it (R4)."""
+    """Goal: a commit that is durable by itself (FUA) does not make earlier commits durable (R4)."""
 
     async def wrong(self: Log) -> None:
         while self.intake.queue:
@@ -73,7 +73,7 @@ def test_an_answer_before_earlier_commits_are_durable_is_found(monkeypatch: Patc
 
 
 def test_a_slot_that_is_used_again_too_early_is_found(monkeypatch: Patch) -> None:
-    """Goal: what the newest checkpoint on disk still names is not overwritten (R10)."""
+    """Goal: segments that the newest checkpoint on disk still names are not overwritten (R10)."""
     early: set[tuple[int, int]] = set()
     right, forget = Checkpointer._dead_segments, SegmentTable.forget
 
@@ -98,7 +98,7 @@ def test_a_slot_that_is_used_again_too_early_is_found(monkeypatch: Patch) -> Non
 
 
 def test_an_unconditional_move_is_found(monkeypatch: Patch) -> None:
-    """Goal: a move of the cleaner loses to anything newer (R11)."""
+    """Goal: a move by the cleaner never replaces a newer write (R11)."""
     right = PendingPage.steps
 
     def wrong(self: PendingPage) -> list[Step]:
@@ -109,7 +109,7 @@ def test_an_unconditional_move_is_found(monkeypatch: Patch) -> None:
 
 
 def test_an_inherited_entry_that_is_taken_off_the_counts_is_found(monkeypatch: Patch) -> None:
-    """Goal: overwriting what a layer inherits gives nothing of its parent back (R6)."""
+    """Goal: overwriting an inherited entry frees no space of the layer's parent (R6)."""
     right = Frozen.resolve
 
     def wrong(
@@ -125,7 +125,7 @@ def test_an_inherited_entry_that_is_taken_off_the_counts_is_found(monkeypatch: P
 
 
 def test_a_checkpoint_of_what_is_in_memory_only_is_found(monkeypatch: Patch) -> None:
-    """Goal: map and catalogue take only what is durable, so no checkpoint persists more (R7)."""
+    """Goal: map and catalogue take only durable commits, so no checkpoint persists others (R7)."""
     retain, settle = Log._retain, Log._settle
 
     def early(self: Log, placed: PlacedCommit, buffer: WriteBuffer | None) -> None:
@@ -143,11 +143,11 @@ def test_a_checkpoint_of_what_is_in_memory_only_is_found(monkeypatch: Patch) -> 
 
 
 def _nothing(written: Written) -> None:
-    """The map has it."""
+    """Do nothing, because the map has the commit already."""
 
 
 def test_a_map_of_what_is_in_memory_only_is_found(monkeypatch: Patch) -> None:
-    """Goal: as above, of the map alone: the catalogue takes only what is durable."""
+    """Goal: as for a checkpoint, when the map alone takes commits before they are durable."""
     retain, on_durable = Log._retain, Pool._on_durable
     early: set[int] = set()
 
@@ -172,7 +172,7 @@ def test_a_map_of_what_is_in_memory_only_is_found(monkeypatch: Patch) -> None:
 
 
 def test_a_returning_member_that_is_believed_is_found(monkeypatch: Patch) -> None:
-    """Goal: a member gets what it missed before it counts again (R5)."""
+    """Goal: a stale member gets the data that it missed before it is in sync again (R5)."""
 
     async def nothing(
         self: Resync, segment: Segment, source: tuple[Member, int], member: Member, slot: int
@@ -184,7 +184,7 @@ def test_a_returning_member_that_is_believed_is_found(monkeypatch: Patch) -> Non
 
 
 def test_a_stale_member_that_is_believed_alone_is_found(monkeypatch: Patch) -> None:
-    """Goal: a pool does not open on members that do not know the others to be stale (R5)."""
+    """Goal: a pool does not open with members that do not record the absent ones as stale (R5)."""
     right = assemble.attach
 
     def wrong(

@@ -1,8 +1,9 @@
-"""A whole pool against plain dictionaries: random operations in random order, power cuts included.
+"""Compares a pool with plain dictionaries: random operations in any order, power cuts included.
 
-Rules only note what to do, against a model of names that is always certain, as every change of the
-catalogue is durable when it returns. At the end all is done at once, and `History` knows what bytes
-a power cut may leave. A new operation is a rule that calls `self.do` with an async function.
+Rules only note operations, with a model of names that is always certain, because every change of
+the catalogue is durable when it returns. At the end all operations are carried out, and `History`
+knows which bytes a power cut may leave. A new operation is a rule that calls `self.do` with an
+async function.
 """
 
 import random
@@ -42,10 +43,10 @@ indexes = seeds = st.integers(0, 1 << 16)
 
 
 class Pools(RuleBasedStateMachine):
-    """One pool, from its making on."""
+    """One pool, from its creation on."""
 
     steps = 0
-    """Taken by all machines."""
+    """Steps of all machines together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,15 +63,15 @@ class Pools(RuleBasedStateMachine):
             checkpoint_interval_s=20.0, checkpoint_records=records,
         )  # fmt: skip
 
-    # -- what rules are made of
+    # -- parts of rules
 
     def do(self, action: Action) -> None:
-        """Carry this out when its turn comes."""
+        """Note an action, to be carried out after the earlier ones."""
         Pools.steps += 1
         self.sessions[-1].actions.append(action)
 
     def change(self, step: model.Step, call: Callable[[Management], Awaitable[object]]) -> None:
-        """A change of the catalogue, durable when it returns."""
+        """Note a change of the catalogue, which is durable when it returns."""
 
         async def action(pool: Pool) -> None:
             self.history.begin(step)
@@ -296,9 +297,9 @@ class Pools(RuleBasedStateMachine):
         name = self.volume(index)
         own = {snap.number for snap in self.names[name].snaps.values()}
         named = {snap.number for vol in self.names.values() for snap in vol.snaps.values()}
-        unnamed = {n for each in self.standing(name) for n in each.line} - named
+        unnamed = {n for each in self.parts(name) for n in each.line} - named
         for other in self.names:
-            for each in self.standing(other):
+            for each in self.parts(other):
                 first = next((i for i, number in enumerate(each.line) if number in own), None)
                 if first is not None:
                     each.line = each.line[first:]
@@ -309,12 +310,12 @@ class Pools(RuleBasedStateMachine):
                     each.unsure = True
         self.do(partial(flattened, name))
 
-    def standing(self, name: str) -> list[Vol | Snap]:
-        """What of a volume stands on something."""
+    def parts(self, name: str) -> list[Vol | Snap]:
+        """A volume and its snapshots: each of them has a line of ancestors."""
         return [self.names[name], *self.names[name].snaps.values()]
 
     def promotable(self) -> list[tuple[str, str, list[str]]]:
-        """Volumes that stand on snapshots of exactly one other, and which these are."""
+        """(volume, other, snapshots) of each volume whose ancestors are snapshots of one other."""
         found = []
         for name, vol in self.names.items():
             shared = {
@@ -386,8 +387,8 @@ def _run(examples: int, steps: int, *, derandomize: bool) -> None:
 
 
 def test_a_pool_is_what_plain_dictionaries_say() -> None:
-    """Goal: any operations in any order, power cuts between them, give what they should; the
-    offline check finds nothing and every counter is exact; and all space comes back in the end.
+    """Goal: after any operations in any order, with power cuts between them, the content is right,
+    the offline check finds no damage, every counter is exact, and all space comes back in the end.
     """
     Pools.steps = 0
     _run(70, 60, derandomize=True)
@@ -396,5 +397,5 @@ def test_a_pool_is_what_plain_dictionaries_say() -> None:
 
 @pytest.mark.long
 def test_a_pool_is_what_plain_dictionaries_say_long() -> None:
-    """Goal: as above, with other operations each time."""
+    """Goal: as in the short test, with other operations each time."""
     _run(2_000, 100, derandomize=False)

@@ -1,4 +1,4 @@
-"""The simulator itself: one seed gives one run, the model knows right from wrong."""
+"""The simulator itself: one seed gives one run, and the model accepts only allowed contents."""
 
 import os
 import subprocess
@@ -17,9 +17,10 @@ from tests.sim.simulation import simulate
 
 ROOT = Path(__file__).parents[2]
 SEEDS = (14, 28, 12, 13)
-"""One member, two, three with two copies and three with three; all but the second with faults."""
+"""Seeds of pools of one member, of two, of three with two copies and with three; all but the second
+with faults."""
 SIZE = 0.4
-"""Of a usual run."""
+"""Number of actions, relative to a usual run."""
 ONE, TWO, OTHER = (bytes([number]) * BLOCK for number in (1, 2, 3))
 ZERO = bytes(BLOCK)
 
@@ -31,10 +32,10 @@ def trace(seed: int) -> str:
 
 
 def test_one_seed_gives_one_run_bit_for_bit_in_every_process() -> None:
-    """Goal: a failing seed fails again, whoever runs it.
+    """Goal: a failing seed fails again in every process.
 
-    Method: the hash of every device operation and its result, of all lives, power cuts and
-    recoveries, twice here and in another process whose hashes of strings differ.
+    Method: compare the hash of every device operation and its result, of all lives, power cuts and
+    recoveries, of two runs here and one in a process whose hashes of strings differ.
     """
     here = [trace(seed) for seed in SEEDS]
     assert len(set(here)) == len(SEEDS)
@@ -70,7 +71,7 @@ def is_possible(model: Model, state: State) -> bool:
     return True
 
 
-def test_a_write_that_nobody_flushed_may_be_there_or_not() -> None:
+def test_an_unflushed_write_may_be_there_or_not() -> None:
     model = model_with_a_volume()
     model.write("v", 0, BLOCK, ONE).returned()
     assert is_possible(model, found())
@@ -79,7 +80,7 @@ def test_a_write_that_nobody_flushed_may_be_there_or_not() -> None:
     assert not is_possible(model, {})
 
 
-def test_what_was_flushed_must_be_there_and_what_came_later_may() -> None:
+def test_a_flushed_write_must_be_there_and_a_later_one_may() -> None:
     model = model_with_a_volume()
     model.write("v", 0, BLOCK, ONE).returned()
     flush = model.tick()
@@ -110,7 +111,7 @@ def test_writes_at_the_same_time_may_come_in_any_order_block_by_block() -> None:
     assert is_possible(model, found(ONE, TWO))
 
 
-def test_parts_of_a_block_keep_what_others_wrote_beside_them() -> None:
+def test_a_write_of_part_of_a_block_keeps_the_rest() -> None:
     model = model_with_a_volume()
     one = model.write("v", 0, 100, ONE[:100])
     two = model.write("v", 50, 100, TWO[:100])
@@ -123,7 +124,7 @@ def test_parts_of_a_block_keep_what_others_wrote_beside_them() -> None:
     assert not is_possible(model, found(ZERO[:50] + TWO[:100] + rest))
 
 
-def test_a_durable_write_of_its_own_is_there_but_not_what_was_beside_it() -> None:
+def test_a_fua_write_must_be_there_and_one_beside_it_may() -> None:
     model = model_with_a_volume()
     other = model.write("v", BLOCK, BLOCK, OTHER)
     model.write("v", 0, BLOCK, ONE).returned(fua=True)
@@ -159,7 +160,7 @@ def test_snapshots_are_of_one_instant_and_stay() -> None:
     assert not is_possible(model, found(ONE, TWO, s={0: ONE}))
 
 
-def test_a_read_shows_what_was_there_while_it_ran() -> None:
+def test_a_read_may_show_any_content_of_the_time_it_ran() -> None:
     model = model_with_a_volume()
     model.write("v", 0, BLOCK, ONE).returned()
     before = model.tick()
@@ -167,13 +168,13 @@ def test_a_read_shows_what_was_there_while_it_ran() -> None:
     model.check_read("v", 0, ONE, before)
     model.check_read("v", 0, TWO, before)
     with pytest.raises(Wrong, match="reads wrong"):
-        model.check_read("v", 0, ONE, model.tick())  # the new content was seen already
+        model.check_read("v", 0, ONE, model.tick())  # too old: a read returned the new content
     beside.returned()
     with pytest.raises(Wrong, match="reads wrong"):
         model.check_read("v", 0, OTHER, model.tick())
 
 
-def test_what_was_seen_after_a_power_cut_is_all_there_is() -> None:
+def test_content_that_a_recovery_did_not_show_must_not_come_back() -> None:
     model = model_with_a_volume()
     model.write("v", 0, BLOCK, ONE).returned()
     mark = model.mark()

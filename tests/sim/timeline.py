@@ -1,9 +1,9 @@
-"""What one volume may read as, at any time, when several writes to it are under way at once.
+"""Computes when one volume may read as given bytes, while several writes to it are under way.
 
-Time is a count of events. A write takes effect at one instant between its call and its return, in
-each block at another one perhaps. So a block that is found with some content tells at which
-times the volume could have looked like that: after the write of it began, and before a later write
-was certain to have replaced it. Spans of time are [first, end).
+Time is a count of events. A write takes effect at one instant between its call and its return,
+maybe at another instant for each block. So the content of a block tells at which times the volume
+could have held it: after the write of that content began, and before a later write had certainly
+replaced it. Spans of time are [first, end).
 """
 
 from itertools import pairwise
@@ -16,24 +16,24 @@ ALWAYS: list[Span] = [(0, NEVER)]
 
 
 class Version:
-    """What one write does to one block: bytes [low, high), zeroes if `data` is None."""
+    """The part of one write in one block: bytes [low, high), zeroes if `data` is None."""
 
     __slots__ = ("data", "done", "durable", "high", "last", "low", "start")
 
     def __init__(self, start: int, low: int, high: int, data: bytes | None):
         self.start = start
         self.last = NEVER
-        """It has taken effect by then, or never does."""
+        """Latest time at which the write may take effect."""
         self.done = NEVER
-        """It has taken effect by then for certain; never certain of a write that failed."""
+        """Time by which the write has certainly taken effect; NEVER for one that failed."""
         self.durable = NEVER
-        """When it was acknowledged as durable by itself (FUA)."""
+        """Time at which the write was acknowledged as durable by itself (FUA)."""
         self.low = low
         self.high = high
         self.data = data
 
     def reads_as(self, low: int, found: bytes) -> bool:
-        """Whether its bytes from `low` on are those found."""
+        """Whether the bytes of this version from `low` on are those found."""
         if self.data is None:
             return found == ZERO_BLOCK[: len(found)]
         if len(found) == len(self.data):
@@ -49,13 +49,13 @@ class Timeline:
     def __init__(self, base: "View | None" = None, blocks: dict[int, bytes] | None = None):
         self.base = base
         self.blocks = blocks or {}
-        """What it began with when there is no base; the rest is zeroes."""
+        """The blocks at the beginning when there is no base; all other blocks are zeroes."""
         self.versions: dict[int, list[Version]] = {}
         self.partial: set[int] = set()
-        """Blocks of which some write covers only a part."""
+        """Blocks that some write covers only in part."""
 
     def touched(self) -> set[int]:
-        """Every block that may be something else than zeroes."""
+        """Every block that may hold other bytes than zeroes."""
         found = self.versions.keys() | self.blocks.keys()
         return found if self.base is None else found | self.base.timeline.touched()
 
@@ -70,7 +70,7 @@ class Timeline:
             self.partial.add(block)
 
     def forget_zero(self, block: int, version: Version) -> None:
-        """Zeroes that have been put where there was nothing else make no difference."""
+        """Drop a write of zeroes to a block that held only zeroes before."""
         versions = self.versions[block]
         if versions == [version]:
             del self.versions[block]
@@ -78,9 +78,9 @@ class Timeline:
                 self.versions[block] = versions
 
     def spans(self, block: int, low: int, found: bytes, crashed: int = -1) -> list[Span]:
-        """When the bytes from `low` on could have been those found.
+        """Return the spans of time in which the bytes from `low` on could have been those found.
 
-        After a power cut at `crashed`, what was durable by itself then counts always.
+        After a power cut at `crashed`, a write durable by itself by then counts from its start.
         """
         versions = self.versions.get(block)
         if not versions:
@@ -101,7 +101,7 @@ class Timeline:
     def _region(
         self, block: int, over: list[Version], low: int, found: bytes, crashed: int
     ) -> list[Span]:
-        """As `spans`, for a part of a block that each of these writes covers whole."""
+        """As `spans`, for a part of a block that each write in `over` covers whole."""
         spans = []
         if self._began_as(block, low, found):
             spans.append((0, min((_certain(v, crashed) for v in over), default=NEVER)))
@@ -121,7 +121,7 @@ class Timeline:
         return _part(self.blocks.get(block, ZERO_BLOCK), low, len(found)) == found
 
     def was_read(self, block: int, low: int, found: bytes, at: int) -> None:
-        """What was read by `at` has taken effect by then, if it is clear which write it was."""
+        """The write whose bytes a read returned at `at` is certain by then, if only one matches."""
         versions = self.versions.get(block)
         if not versions or self._began_as(block, low, found):
             return
@@ -136,7 +136,7 @@ class Timeline:
 
 
 class View:
-    """A timeline at one instant: a snapshot. What was once seen of it stays."""
+    """A timeline at one instant: a snapshot. A block that was once read keeps its content."""
 
     __slots__ = ("at", "pins", "timeline")
 
@@ -156,7 +156,7 @@ class View:
         return any(first <= self.at < end for first, end in spans)
 
     def pin(self, block: int, found: bytes) -> None:
-        """A whole block was seen as this."""
+        """Fix the content of a whole block that was read."""
         self.pins.setdefault(block, found)
 
 
@@ -165,12 +165,12 @@ def _part(block: bytes, low: int, length: int) -> bytes:
 
 
 def _certain(version: Version, crashed: int) -> int:
-    """From when on a write has certainly taken effect."""
+    """Return the time from which on a write has certainly taken effect."""
     return version.start if version.durable <= crashed else version.done
 
 
 def joined(spans: list[Span]) -> list[Span]:
-    """The same times, in order, none twice."""
+    """Return the same times as spans in order that do not overlap."""
     spans.sort()
     found = spans[:1]
     for first, end in spans[1:]:
@@ -182,7 +182,7 @@ def joined(spans: list[Span]) -> list[Span]:
 
 
 def common(one: list[Span], other: list[Span]) -> list[Span]:
-    """The times that lie in both lists of spans."""
+    """Return the times that lie in both lists of spans."""
     if one is ALWAYS:
         return other
     found = [(max(a, c), min(b, d)) for a, b in one for c, d in other]

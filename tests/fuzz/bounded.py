@@ -1,4 +1,4 @@
-"""What any input may cost, and what may come of it."""
+"""Bounds for parsers under any input: memory, time, and the kinds of errors."""
 
 import resource
 import time
@@ -9,15 +9,15 @@ from pathlib import Path
 from blockdev.errors import DeviceError
 
 MEMORY_BYTES_MAX = 96 << 20
-"""Beyond what was held before: far below what a length field can claim, some GiB."""
+"""Address space beyond that held before: far less than a length field can claim, some GiB."""
 SECONDS_MAX = 5.0
-"""Of processor time, for what takes milliseconds."""
+"""Processor time for an input that takes milliseconds."""
 
 
 @contextmanager
 def bounded_memory() -> Iterator[None]:
-    """Let what runs inside hold little more address space than the process has: to ask for more
-    raises MemoryError, which is no clear error. To trace every allocation takes 10 times as long.
+    """Limit the address space, within the block, to little more than the process has: an allocation
+    of more raises MemoryError, which is no clear error. Tracing allocations takes 10 times as long.
     """
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     before = resource.getrlimit(resource.RLIMIT_AS)
@@ -30,7 +30,11 @@ def bounded_memory() -> Iterator[None]:
 
 
 def value_or_clear_error(parse: Callable[[], object], what: str) -> bool:
-    """Whether it gave a value. Anything else than a value or an error with a message fails."""
+    """Return whether `parse` gave a value; False when it gave a DeviceError with a message.
+
+    Raises:
+        AssertionError: another error, an error without a message, or too much time.
+    """
     started = time.process_time()
     said = "nothing"
     try:

@@ -1,4 +1,4 @@
-"""Hostile clients over real sockets, good ones beside them, and what they leave behind."""
+"""Hostile clients over real sockets, a server for them, and a measure of what they leave behind."""
 
 import gc
 import os
@@ -31,9 +31,9 @@ LIMITS = Limits(
     connections_max=128, handshake_s=10.0, memory_bytes_max=2 << 20, patience_s=1.0, grace_s=1.0,
     requests_in_flight_max=16,
 )  # fmt: skip
-"""Tight, so that reaching a limit is part of it."""
+"""Tight limits, so that clients reach them."""
 HANGS_AFTER_S = 600
-"""Far beyond what a loaded machine takes for milliseconds of work."""
+"""Far more than a loaded machine takes for milliseconds of work."""
 LINGERING_MAX = 40
 GREETING = b"NBDMAGICIHAVEOPT\0\3"
 ERRORS = {0, 1, 5, 12, 22, 28, 75, 95, 108}
@@ -41,14 +41,14 @@ KEPT = "kept"
 
 
 class Shared(MemoryDevice):
-    """Outlives the connections that close it."""
+    """Memory that outlives the connections that close it."""
 
     async def close(self) -> None:
         pass
 
 
 class Slow(Shared):
-    """Requests become tasks, and end in any order."""
+    """Memory whose requests become tasks of the server and end in any order."""
 
     def __init__(self, size_bytes: int, rng: random.Random) -> None:
         super().__init__(size_bytes)
@@ -81,7 +81,7 @@ class Slow(Shared):
 
 
 class Exports:
-    """Memory, something slow and a volume, under the names that hostile clients know."""
+    """A memory device, a slow device and a volume, under the names that hostile clients know."""
 
     def __init__(self, pool: Pool, slow: Slow) -> None:
         memory, slow_name, self._volume = (name.decode() for name in NAMES)
@@ -117,7 +117,7 @@ class House:
         return await trio.open_unix_socket(self.folder / f"{kind}.sock")
 
     async def idle(self) -> None:
-        """Nothing is underway any more."""
+        """Close lingering clients, and wait until no connection and no request is left."""
         for stream in self.lingering:
             await stream.aclose()
         self.lingering.clear()
@@ -158,7 +158,7 @@ async def house(folder: Path, made: Certificates, rng: random.Random) -> AsyncIt
 
 
 def is_wrong(stream: bytes, policy: Tls) -> bool:
-    """Whether it breaks a rule, or ends within something; as `nbd_reading` has it."""
+    """Whether a stream breaks a rule, or ends within a message, by the reading of `nbd_reading`."""
     model = Haggle(policy)
     tls = model.receive(stream)
     if tls or model.end is not End.ENTERED:
@@ -171,7 +171,7 @@ def is_wrong(stream: bytes, policy: Tls) -> bool:
 
 
 async def attack(here: House, rng: random.Random) -> bool:
-    """Be hostile once; return whether what was said was malformed."""
+    """Send one hostile stream; return whether it was malformed."""
     kind = rng.choice(("off", "off", "off", "tcp", "tcp", "allow", "require"))
     stream = spoil(rng, conversation(rng)) if rng.random() < 0.9 else rng.randbytes(100)
     arrives = pieces(rng, stream)
@@ -185,7 +185,7 @@ async def attack(here: House, rng: random.Random) -> bool:
             arrives = [stream[4:]]
         await _MANNERS[rng.choice(list(_MANNERS))](here, rng, transport, inner, arrives)
     except trio.BrokenResourceError:
-        pass  # the server closed in the middle, as it should
+        pass  # because the server rightly closed in the middle
     finally:
         if transport not in here.lingering:
             transport.socket.close()
@@ -193,7 +193,7 @@ async def attack(here: House, rng: random.Random) -> bool:
 
 
 async def begin_tls(here: House, transport: trio.SocketStream) -> trio.SSLStream[trio.SocketStream]:
-    """Be good until TLS is set up."""
+    """Negotiate properly until TLS is set up."""
     await transport.send_all(b"\0\0\0\3IHAVEOPT" + struct.pack(">II", 5, 0))
     taken = b""
     while len(taken) < 18 + 20:
@@ -217,7 +217,7 @@ async def _listen_to_the_end(
     here: House, rng: random.Random, transport: trio.SocketStream, inner: trio.abc.Stream,
     arrives: list[bytes],
 ) -> None:  # fmt: skip
-    """Say all, half-close, and take every answer; the server comes to an end by itself."""
+    """Send all, half-close, and take every answer; the server ends the connection by itself."""
     said = bytearray()
 
     async def speak() -> None:
@@ -239,7 +239,7 @@ async def _leave(
     here: House, rng: random.Random, transport: trio.SocketStream, inner: trio.abc.Stream,
     arrives: list[bytes],
 ) -> None:  # fmt: skip
-    """Say it, and go without a look at the answers."""
+    """Send all, and leave without reading the answers."""
     with trio.move_on_after(0.05):
         await _send(inner, rng, arrives)
     if rng.random() < 0.5:
@@ -250,7 +250,7 @@ async def _reset(
     here: House, rng: random.Random, transport: trio.SocketStream, inner: trio.abc.Stream,
     arrives: list[bytes],
 ) -> None:  # fmt: skip
-    """Vanish in the middle, over TCP with a reset."""
+    """Send a part and vanish, over TCP with a reset."""
     if transport.socket.family != socket.AF_UNIX:
         transport.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     arrives = arrives[: rng.randint(0, len(arrives))]
@@ -262,7 +262,7 @@ async def _linger(
     here: House, rng: random.Random, transport: trio.SocketStream, inner: trio.abc.Stream,
     arrives: list[bytes],
 ) -> None:  # fmt: skip
-    """Stay, half-open or deaf, until it is somebody else's turn."""
+    """Send all, and stay connected without reading, until too many clients stay."""
     with trio.move_on_after(0.05):
         await _send(inner, rng, arrives)
     here.lingering.append(transport)
@@ -276,11 +276,11 @@ _MANNERS = {
 }  # fmt: skip
 
 
-# -- what a server may say
+# -- the answers of the server
 
 
 def check_said(said: bytes, *, greeted: bool) -> None:
-    """It is well-formed, as far as it can be told without knowing what was asked."""
+    """Check that answers are well-formed, as far as that shows without the requests."""
     at = 0
     if greeted:
         assert said[:18] == GREETING[: len(said)]
@@ -297,7 +297,7 @@ def check_said(said: bytes, *, greeted: bool) -> None:
             (error,) = struct.unpack_from(">I", said, at + 4)
             assert error in ERRORS
             if not error:
-                return  # data may follow, or not
+                return  # because data may follow, or not
             at += 16
         elif magic in (b"\x66\x8e\x33\xef", b"\x6e\x8a\x27\x8c"):
             compact = magic[0] == 0x66
@@ -326,12 +326,12 @@ def check_chunk(flags: int, kind: int, payload: bytes, length: int) -> None:
         payload[6:].decode()
 
 
-# -- what is left
+# -- leaks
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What a process holds."""
+    """The resources that this process holds."""
 
     tasks: int
     descriptors: int

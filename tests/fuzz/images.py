@@ -1,4 +1,4 @@
-"""Members with a pool on them, to be damaged: stopped cleanly, or as a power cut left them."""
+"""Makes pools to be damaged, stopped cleanly or by a power cut, damages them, and reads them."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ READ_BYTES = 64 * BLOCK
 
 
 def stopped_world(shape: Shape, seed: int, actions: int = 30) -> tuple[SimulatedWorld, History]:
-    """A pool with volumes, snapshots and clones, cleanly stopped."""
+    """Return a pool with volumes, snapshots and clones, cleanly stopped."""
     world = new_world(shape, seed)
     history = History()
     assert not live(world, sessions(world, shape, Workload(history, seed), (actions, actions // 3)))
@@ -29,7 +29,7 @@ def stopped_world(shape: Shape, seed: int, actions: int = 30) -> tuple[Simulated
 
 
 def cut_world(shape: Shape, seed: int, actions: int = 30) -> tuple[SimulatedWorld, History]:
-    """The same, but its power was cut while it worked."""
+    """Return such a pool whose power was cut while it worked."""
     world = new_world(shape, seed)
     history = History()
 
@@ -43,13 +43,13 @@ def cut_world(shape: Shape, seed: int, actions: int = 30) -> tuple[SimulatedWorl
 
 
 def overwrite(disk: SimulatedDisk, offset: int, data: bytes) -> None:
-    """Change what is on a disk, unnoticed, in any grain."""
+    """Overwrite any bytes of a disk without an operation, as silent damage does."""
     for content in (disk._durable, disk._visible):
         content.write(offset, data)
 
 
 def written(disk: SimulatedDisk) -> list[int]:
-    """Offset of every 4 KiB that holds anything."""
+    """Return the offset of every 4 KiB that was written."""
     return [chunk * CHUNK_BYTES for chunk in sorted(disk._durable._chunks)]
 
 
@@ -57,7 +57,7 @@ Past = dict[str, dict[int, set[bytes]]]
 
 
 def past(history: History) -> Past:
-    """By export, every content that each block ever had; blocks of zeroes always count."""
+    """Return every content that each block of each export ever had, zeroes left out."""
     found: Past = {}
     state: State = {}
     for step in history.steps:
@@ -70,7 +70,7 @@ def past(history: History) -> Past:
 
 
 def present(history: History) -> Past:
-    """By export, the one content that each block has in the end."""
+    """Return the one content that each block of each export has in the end."""
     return {
         export: {block: {data} for block, data in blocks.items()}
         for export, blocks in exports(history.tip).items()
@@ -88,7 +88,7 @@ def exports(state: State) -> dict[str, dict[int, bytes]]:
 
 @dataclass
 class Tally:
-    """What came of many damaged images."""
+    """Counts the results of openings and reads of many damaged images."""
 
     unopened: int = 0
     right: int = 0
@@ -99,8 +99,8 @@ class Tally:
 async def read_every_block(
     pool: Pool, known: Past, tally: Tally, *, zeroes: bool
 ) -> None:  # fmt: skip
-    """Read all exports; each block is one of those known, or an error. With `zeroes`, a block of
-    zeroes is right everywhere, as what was written there may not have been yet."""
+    """Read all exports and check that each block has a known content or gives an error. With
+    `zeroes`, a block of zeroes is always right, because it may not have been written yet."""
     names = [volume.name for volume in pool.management.volumes()]
     names += [f"{snap.volume}@{snap.name}" for snap in pool.management.snapshots()]
     for name in names:
@@ -115,7 +115,7 @@ async def read_every_block(
 
 
 async def _read(device: BlockDevice, offset: int, tally: Tally) -> list[tuple[int, bytes]]:
-    """Read some blocks at once; if that is refused, one by one. Returns those that can be read."""
+    """Read some blocks at once, or one by one if that fails; return (block, bytes) of each read."""
     length = min(READ_BYTES, device.size_bytes - offset)
     with suppress(DeviceError):
         return _blocks(offset, bytes(await device.read(offset, length)))
@@ -136,7 +136,7 @@ def _blocks(offset: int, data: bytes) -> list[tuple[int, bytes]]:
 
 @contextmanager
 def replaced(owner: object, name: str, value: Callable[..., object]) -> Iterator[None]:
-    """An attribute is something else for a while."""
+    """Replace an attribute within the block."""
     honest = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -146,7 +146,7 @@ def replaced(owner: object, name: str, value: Callable[..., object]) -> Iterator
 
 
 def any_damage(rng: random.Random, disk: SimulatedDisk) -> None:
-    """One place of what is written turns into something else."""
+    """Damage one written place: flip a bit, or write noise, zeroes or bytes of another place."""
     places = written(disk)
     at = rng.choice(places) + rng.randrange(CHUNK_BYTES)
     length = min(rng.choice([1, 1, 8, 512, 4096, 20_000]), disk.size_bytes - at)

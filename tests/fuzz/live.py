@@ -1,4 +1,4 @@
-"""Every stored piece that a stopped pool still needs: data and metadata, with all its places."""
+"""Lists every stored piece that a stopped pool still needs: data and metadata, with its places."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ PAGE_CACHE_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class Piece:
-    """Stored bytes under one hash. `places` are (disk, offset on it), that read first first."""
+    """Stored bytes under one hash. `places` are (disk, offset in bytes), in the order of reads."""
 
     kind: str
     segment: int
@@ -24,7 +24,7 @@ class Piece:
 
 
 def live_pieces(world: SimulatedWorld, shape: Shape) -> list[Piece]:
-    """All of a pool that was stopped cleanly; nothing is written."""
+    """Return all pieces of a pool that was stopped cleanly, without writing to it."""
     found: dict[tuple[int, int], Piece] = {}
     again = world.reboot()
 

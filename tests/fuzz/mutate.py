@@ -1,4 +1,4 @@
-"""Damages bytes and values the way disks, bugs and attackers do. Seeded: one seed, one damage."""
+"""Damages bytes and values as disks, bugs and attackers do; one seed gives one damage."""
 
 import random
 import struct
@@ -9,7 +9,7 @@ NUMBERS = (
     0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0xFFF, 0x1000, 0x7FFF, 0xFFFF, 1 << 16, (1 << 22) - 1, 1 << 31,
     (1 << 32) - 1, 1 << 32, (1 << 39) - 1, 1 << 40, 1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1,
 )  # fmt: skip
-"""Where fields end, signs turn and sizes get absurd."""
+"""Numbers at the ends of fields, at changes of sign, and as absurd sizes."""
 
 ODD_VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 1, -(1 << 63), (1 << 64) - 1, 1.5, float("nan"), float("inf"), "", "a/b",
@@ -18,7 +18,7 @@ ODD_VALUES: tuple[Any, ...] = (
 
 
 def mutated(rng: random.Random, samples: Sequence[bytes]) -> bytes:
-    """One of the samples with a few changes; now and then nothing but noise."""
+    """Return one of the samples with a few changes, or now and then only noise."""
     if rng.random() < 0.02:
         return rng.randbytes(rng.randrange(2000))
     data = bytearray(rng.choice(samples))
@@ -68,7 +68,7 @@ _CHANGES = (_flip, _flip, _number, _number, _number, _noise, _cut, _repeat, _spl
 
 
 def mutated_value(rng: random.Random, value: Any) -> Any:
-    """Plain values with one node changed somewhere."""
+    """Return a plain value with one node changed somewhere."""
     if isinstance(value, dict) and value and rng.random() < 0.85:
         key = rng.choice(list(value))
         changed = dict(value)

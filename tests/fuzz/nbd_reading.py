@@ -1,7 +1,7 @@
-"""What a client's bytes mean, read a second time: written from the protocol, not from `nbd`.
+"""A second parser of clients' bytes, written from the protocol, not from `nbd`.
 
 A `Haggle` reads options and says which kinds of replies are due, `read_requests` reads requests.
-Both note whether anything was `wrong`, so that a fuzzer can count malformed inputs honestly.
+Both note malformed input (`wrong`; `closed` and `cut`), so that a fuzzer can count it honestly.
 """
 
 import struct
@@ -20,13 +20,13 @@ UNSUP, POLICY, INVALID, TLS_REQD, UNKNOWN, SHUTDOWN, TOO_BIG, EXT_REQD = (
 )
 BASE = b"base:allocation"
 NAMES = (b"", b"vm", "naïve".encode())
-"""Exports of the server that is modelled; `SECRET` is one that its rules keep from everybody."""
+"""Exports of the modelled server; its rules deny one more export, `SECRET`, to every client."""
 SECRET = b"secret"
 OPTION_BYTES_MAX, OPTIONS_MAX, NAME_BYTES_MAX = 64 << 10, 1024, 4096
 
 
 class End(Enum):
-    """How far a negotiation came."""
+    """The state in which a negotiation ended."""
 
     OPEN = "waits for more"
     CLOSED = "only closing answers this"
@@ -42,14 +42,15 @@ class WrongError(Exception):
 
 
 class CloseError(Exception):
-    """What was said can only be answered by closing."""
+    """The server can only answer this input by closing."""
 
 
 @dataclass
 class Haggle:
-    """Reads what a client sends, in the pieces in which it arrives.
+    """Reads the bytes of a client's negotiation, in the pieces in which they arrive.
 
-    `replies` are the options and kinds due so far; EXPORT_NAME's answer, which is none, is 0.
+    `replies` are the options and kinds of replies due so far; the answer to EXPORT_NAME, which is
+    no option reply, has kind 0.
     """
 
     policy: Tls = Tls.OFF
@@ -88,7 +89,7 @@ class Haggle:
         self.secure, self.structured, self.extended, self.selected = True, False, False, None
 
     def contexts(self) -> bool:
-        """Whether block status may be asked for."""
+        """Whether the client may ask for block status."""
         return self.end is End.ENTERED and self.selected == self.entered
 
     def _next(self) -> tuple[int, bytes] | None:
@@ -178,7 +179,7 @@ class Haggle:
         known = self._known(self._export(name))
         if enter:
             self._enter(known)
-        # EXPORT and BLOCK_SIZE always; name and description when asked for.
+        # EXPORT and BLOCK_SIZE come always, name and description when asked for.
         return [INFO_REPLY] * (2 + len(asked & {1, 2})) + [ACK]
 
     def _structured(self, data: bytes) -> list[int]:
@@ -247,12 +248,12 @@ class Asked:
 
 @dataclass
 class Requests:
-    """What a stream holds; `closed` when it can only be answered by closing."""
+    """The requests in a stream; `closed` when the server can only answer it by closing."""
 
     whole: list[Asked] = field(default_factory=list)
     closed: bool = False
     cut: bool = False
-    """Whether it ends within a request."""
+    """Whether the stream ends within a request."""
 
 
 def read_requests(stream: bytes, *, extended: bool, payload_max: int) -> Requests:

@@ -1,7 +1,7 @@
-"""Replies as servers send them and as they should not, and what the protocol makes of them.
+"""Makes right and wrong replies of NBD servers, and judges them by the protocol.
 
-`judge` is written from the protocol, the slow and plain way: with all bytes at hand, one mask per
-read. The client's parser has to come to the same.
+`judge` is written from the protocol in a slow and plain way: with all bytes at hand, and one mask
+per read. The client's parser must give the same outcomes.
 """
 
 import random
@@ -19,7 +19,7 @@ EXTENTS_SHOWN = 64 << 10
 
 @dataclass
 class Asked:
-    """A request in flight, and what came of it so far."""
+    """A request in flight, and the parts of its answer so far."""
 
     kind: int
     offset: int
@@ -37,11 +37,11 @@ class Asked:
 
 
 class BadError(Exception):
-    """The replies cannot be right."""
+    """The replies break a rule."""
 
 
 class MoreError(Exception):
-    """They may go on rightly."""
+    """The replies are right so far, but not whole."""
 
 
 def need(good: bool) -> None:
@@ -63,7 +63,7 @@ class Judge:
         return self.stream[self.at - count : self.at]
 
     def reply(self) -> tuple[int, tuple[object, ...]] | None:
-        """Take one chunk; return cookie and outcome where it was the last of its request."""
+        """Take one chunk; return cookie and outcome if it was the last one of its request."""
         if len(self.stream) - self.at < 16:  # the shortest reply
             raise MoreError
         (magic,) = struct.unpack(">I", self.take(4))
@@ -84,15 +84,15 @@ class Judge:
         asked = self.asked[cookie]
         need(offset is None or offset == asked.offset)
         if kind == 1 and len(self.stream) - self.at < 8:
-            raise MoreError  # of data the place is looked at first
-        need(length < 1 << 25)  # nothing here is that long
+            raise MoreError  # because the client looks at the offset before the length
+        need(length < 1 << 25)  # because no request here asks for so much
         self.chunk(asked, kind, self.take(length), last=flags == 1)
         return self.done(cookie) if flags else None
 
     def simple(self, asked: Asked, error: int) -> None:
         need(asked.kind != READ or self.mode is Mode.SIMPLE)
         if error:
-            asked.error = asked.error or error  # a chunk may have told of one before
+            asked.error = asked.error or error  # an earlier chunk may have had an error
         elif asked.kind == READ:
             asked.content[:] = self.take(asked.length)
             asked.came[:] = b"\1" * asked.length
@@ -159,8 +159,8 @@ class Judge:
 def judge(
     mode: Mode, requests: list[tuple[int, int, int]], stream: bytes
 ) -> tuple[list[tuple[int, tuple[object, ...]]], str]:
-    """Return cookies and outcomes of the requests answered, and whether the rest is "bad", not
-    yet whole ("more"), or nothing ("good").
+    """Return cookies and outcomes of the answered requests, and whether the rest of the stream is
+    "bad", not yet whole ("more"), or empty ("good").
     """
     asked = {}
     for cookie, (kind, offset, length) in enumerate(requests, 1):
@@ -180,11 +180,12 @@ def judge(
             answers.append(answer)
 
 
-# Making them
+# Making replies
 
 
 class Maker:
-    """Answers to some requests, in pieces and in any order; a share of them lies, in good form."""
+    """Answers some requests, in pieces and in any order; a share `lies` of the answers is wrong in
+    one thing."""
 
     def __init__(self, rng: random.Random, mode: Mode, lies: float = 0) -> None:
         self.rng = rng
@@ -246,43 +247,43 @@ class Maker:
     def _lie(
         self, chunks: list[tuple[int, bytes]], flags: list[int], offset: int, length: int
     ) -> None:
-        """Do one thing that a server must not; some turn out to be harmless."""
+        """Make one change that a server must not make; some changes turn out to be harmless."""
         rng = self.rng
         at = rng.randrange(len(chunks))
         kind, payload = chunks[at]
         extents = 16 if self.mode is Mode.EXTENDED else 8
         match rng.randrange(10):
-            case 0:  # the same again
+            case 0:  # a chunk twice
                 chunks.insert(at, chunks[at])
                 flags.insert(0, 0)
-            case 1:  # some of it again, or more than was asked for
+            case 1:  # part of the data twice, or more data than was asked for
                 start, more = rng.randint(-2, length), rng.randint(0, length)
                 where = ((offset + start) % 2**64).to_bytes(8)
                 data = (2, where + more.to_bytes(4)), (1, where + bytes(more))
                 chunks.insert(rng.randint(0, len(chunks)), rng.choice(data))
                 flags.insert(0, 0)
-            case 2:  # nothing where something must be
+            case 2:  # a payload cut short
                 chunks[at] = kind, payload[: rng.choice((0, 4, 6, 8, extents, 12))]
-            case 3:  # a state of nothing, or of what is behind
+            case 3:  # an extent more: empty, or behind the range
                 run = rng.choice((0, 1, length)).to_bytes(extents // 2) + bytes(extents // 2)
                 count = int.from_bytes(payload[4:8]) + 1
                 head = payload[:4] + count.to_bytes(4) if kind == 6 else payload[:4]
                 tail = payload[len(head) :]
                 chunks[at] = kind, head + (run + tail if rng.random() < 0.3 else tail + run)
-            case 4:  # one is missing
+            case 4:  # a chunk is missing
                 del chunks[at], flags[0]
-            case 5:  # an end too early, or none
+            case 5:  # an end too early, or no end
                 flags[at] ^= 1
             case 6:
                 flags[at] |= 1 << rng.randrange(1, 16)
             case 7:
                 chunks[at] = rng.choice((0, 1, 2, 3, 5, 6, 0x8001, 0x8002)), payload
-            case 8:  # an error about nothing, or elsewhere
+            case 8:  # an error without a number, or at an offset outside the request
                 place = rng.choice((0, offset - 1, offset, offset + length)) % 2**64
                 error = struct.pack(">IH", rng.choice((0, 5)), rng.choice((0, 0, 1)))
                 kind = rng.choice((0x8001, 0x8002))
                 chunks[at] = kind, error + (place.to_bytes(8) if rng.random() < 0.7 else b"")
-            case _:  # more than belongs there
+            case _:  # a payload that is too long
                 chunks[at] = kind, payload + rng.choice((b"\0", bytes(4), bytes(extents)))
 
     def _pieces(self, offset: int, length: int) -> list[tuple[int, bytes]]:
@@ -341,7 +342,7 @@ INTERESTING = (
 
 
 def spoil(rng: random.Random, stream: bytes) -> bytes:
-    """Do something to it that a broken, hostile or interrupted server might have done."""
+    """Change a stream as a broken, hostile or interrupted server might."""
     at = rng.randrange(len(stream) + 1)
     end = min(at + rng.choice((1, 4, 8, 20, rng.randint(1, 100))), len(stream))
     match rng.randrange(8):
@@ -350,7 +351,7 @@ def spoil(rng: random.Random, stream: bytes) -> bytes:
         case 1:
             return stream[:at] + stream[end:]
         case 2:
-            return stream[:end] + stream[at:]  # said twice
+            return stream[:end] + stream[at:]  # a part twice
         case 3:
             return stream[:at] + rng.randbytes(end - at) + stream[end:]
         case 4:

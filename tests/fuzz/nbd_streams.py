@@ -1,4 +1,4 @@
-"""What a client might say, and broken forms of it, from a `random.Random`.
+"""Makes streams that a client might send, and broken forms of them, from a `random.Random`.
 
 Hypothesis can play the random generator, or a seed: one generator serves both.
 """
@@ -24,9 +24,9 @@ from tests.fuzz.nbd_reading import (
 
 EXTREMES = (0, 1, 2, 255, 4096, 65535, 65536, 1 << 20, 1 << 25, 1 << 31, (1 << 32) - 1)
 SIZE_BYTES = 1 << 20
-"""Of the exports; offsets and lengths lie around it."""
+"""Size of the exports; offsets and lengths lie around it."""
 PAYLOAD_MAX = 300_000
-"""Of the server that is modelled; more than it receives at once."""
+"""Longest payload that the modelled server takes; more than it receives at once."""
 WORDS = (b"IHAVEOPT", b"NBDMAGIC", b"\x25\x60\x95\x13", b"\x21\xe4\x1c\x71", BASE, b"\xff" * 8)
 QUERIES = (BASE, b"base:", b"base:nothing", b"x:y", b"", b"\xff\xfe", b"qemu:dirty-bitmap:b")
 
@@ -73,7 +73,7 @@ _RARE = (*_DATA, 2, 0, 4, 12, 99, (1 << 32) - 1)
 
 
 def some_option(rng: random.Random, number: int | None = None) -> bytes:
-    """An option with data of its own kind, of another, or of none."""
+    """Return an option with data of its own kind, of another kind, or of no kind."""
     if number is None:
         number = rng.choice(_USUAL if rng.random() < 0.8 else _RARE)
     likely = rng.random()
@@ -86,11 +86,11 @@ def some_option(rng: random.Random, number: int | None = None) -> bytes:
 
 
 def haggling(rng: random.Random) -> list[bytes]:
-    """Flags and options, mostly up to one that enters."""
+    """Return flags and options, mostly up to an option that begins transmission."""
     flags = 3 if rng.random() < 0.9 else rng.choice((0, 1, 2, 4, 7, 1 << 31))
     messages = [flags.to_bytes(4)]
     messages += [some_option(rng) for _ in range(rng.choice((0, 1, 2, 3, 6)))]
-    if rng.random() < 0.1:  # what TLS must forget
+    if rng.random() < 0.1:  # options whose effect must end when TLS begins
         return [*messages, option(STRUCTURED), option(SET_META, SELECT), option(STARTTLS), GO_THERE]
     if rng.random() < 0.8:
         messages.append(some_option(rng, rng.choice((GO, GO, GO, EXPORT_NAME))))
@@ -103,7 +103,7 @@ OFFSETS = (0, 1, 4096, SIZE_BYTES // 2, SIZE_BYTES - 4096, SIZE_BYTES, 1 << 63, 
 
 
 def some_request(rng: random.Random, extended: bool) -> bytes:
-    """A request that may be refused, with the payload that it announces."""
+    """Return a request that may be refused, with the payload that it announces."""
     kind = rng.choice(KINDS) if rng.random() < 0.95 else rng.getrandbits(16)
     flags = 0 if rng.random() < 0.6 else rng.choice((1, 2, 4, 8, 16, 32, rng.getrandbits(16)))
     if extended and kind == 1 and rng.random() < 0.9:
@@ -126,7 +126,7 @@ def some_payload(rng: random.Random, kind: int, length: int) -> bytes:
 
 
 def requests(rng: random.Random, extended: bool) -> list[bytes]:
-    """A few; seldom more than a buffer holds, or a payload that is longer than it may be."""
+    """Return a few requests; seldom more than a buffer holds, or one with a payload too long."""
     seldom = rng.random()
     if seldom < 0.01:
         return [some_request(rng, extended) for _ in range(50)]
@@ -139,7 +139,7 @@ def requests(rng: random.Random, extended: bool) -> list[bytes]:
 
 
 def conversation(rng: random.Random) -> list[bytes]:
-    """A whole conversation that gets somewhere, more often than not."""
+    """Return the messages of a whole conversation, mostly one that reaches transmission."""
     if rng.random() < 0.5:
         return haggling(rng) + requests(rng, rng.random() < 0.2)
     extended = rng.random() < 0.5
@@ -154,7 +154,7 @@ def conversation(rng: random.Random) -> list[bytes]:
 
 
 def spoil(rng: random.Random, messages: list[bytes]) -> bytes:
-    """Break a conversation in a few places; now and then leave it as it is."""
+    """Break a conversation in a few places, or now and then leave it right; return its bytes."""
     messages = list(messages)
     for _ in range(rng.choice((0, 1, 1, 2))):
         if messages:
@@ -203,7 +203,7 @@ def _insert(rng: random.Random, messages: list[bytes]) -> None:
 
 
 def _lie_about_length(rng: random.Random, messages: list[bytes]) -> None:
-    """Options and requests have a length near their head's end."""
+    """Change a length field: options and requests have one near the end of their head."""
     at = _place(rng, messages)
     message = bytearray(messages[at])
     where = rng.choice((12, 16, 20, 24, 28))
@@ -239,7 +239,7 @@ _BYTE_TRICKS = (_flip, _overwrite, _remove, _truncate, _append)
 
 
 def pieces(rng: random.Random, stream: bytes) -> list[bytes]:
-    """Cut a stream as a network might."""
+    """Cut a stream into pieces as a network might."""
     likely = rng.random()
     if likely < 0.3:
         return [stream]

@@ -1,5 +1,5 @@
-"""Single bits of live data and metadata turn: found when read, repaired from another copy, or
-reported; never returned.
+"""Flipped bits of live data and metadata are found when read, and repaired from another copy or
+reported, but never returned.
 """
 
 import random
@@ -23,7 +23,7 @@ from tests.sim.look import contents
 
 POSITIONS, POSITIONS_LONG = 2_000, 12_000
 FLIPS = 40
-"""In one image; each in a piece of its own, so that each is found by itself."""
+"""Flips in one image, each in a piece of its own, so that each is a finding of its own."""
 SEEDS = (11, 12, 13)
 
 
@@ -40,7 +40,7 @@ class Flip:
 def flip_some(
     world: SimulatedWorld, pieces: Sequence[Piece], rng: random.Random, count: int
 ) -> list[Flip]:
-    """Flip bits in so many pieces, half of them metadata as far as there is so much."""
+    """Flip bits in `count` pieces, half of them metadata if there are so many."""
     metadata = [piece for piece in pieces if piece.kind != "data"]
     data = [piece for piece in pieces if piece.kind == "data"]
     some = rng.sample(metadata, min(len(metadata), count // 2))
@@ -61,7 +61,7 @@ def turn(world: SimulatedWorld, flip: Flip) -> None:
 
 
 def damage_found(world: SimulatedWorld, shape: Shape) -> list[Damage]:
-    """What the offline check says."""
+    """Return the damage that the offline check finds."""
     found: list[Damage] = []
     again = world.reboot()
 
@@ -76,7 +76,7 @@ def damage_found(world: SimulatedWorld, shape: Shape) -> list[Damage]:
 
 
 def heal(whole: SimulatedWorld, history: History, pieces: list[Piece], rng: random.Random) -> int:
-    """Flip bits on one image of a pool with two copies; returns how many were read and repaired."""
+    """Flip bits on one image of a pool with two copies; return how many were read and repaired."""
     world = whole.reboot()
     before = [disk._durable.copy() for disk in world.disks]
     flips = flip_some(world, pieces, rng, FLIPS)
@@ -103,7 +103,7 @@ def heal(whole: SimulatedWorld, history: History, pieces: list[Piece], rng: rand
     assert counted[0] == counted[1], "what is found is repaired"
     assert len(healed) <= counted[0] <= len(healed) + 2, "each is counted, once"
     first = [flip for flip in flips if flip.disk == flip.piece.places[0][0]]
-    # Pages and data that whole pages of all layers above hide are not read.
+    # Pages and data of an ancestor are not read where pages of every descendant replace them.
     certain = [flip for flip in first if flip.piece.kind not in ("page", "data")]
     assert [flip for flip in certain if flip not in healed] == [], "what is read is repaired"
     assert sum(flip in healed for flip in first) >= len(first) * 0.8
@@ -120,15 +120,15 @@ def heal_many(positions: int, seeds: Sequence[int]) -> None:
         while done < enough:
             read += heal(whole, history, pieces, rng)
             done += FLIPS
-    # Both copies are flipped alike, and the first of them is read.
+    # Flips are equally frequent in both copies, and reads take the first copy.
     assert read > done // 3
 
 
 def test_with_two_copies_each_flipped_bit_is_found_when_read_and_repaired() -> None:
-    """Goal: nothing wrong is read; every read of a flipped piece repairs it, and is counted.
+    """Goal: no read is wrong; every read of a flipped piece repairs it, and is counted.
 
     Method: flip bits in live pieces, root to data, of either copy; the check must name each; read
-    everything; compare the disks with what they were.
+    everything; compare the disks with their content before the flips.
     """
     heal_many(POSITIONS, SEEDS)
 
@@ -158,7 +158,7 @@ def _errors(pool: Pool) -> int:
 def report_data(
     whole: SimulatedWorld, history: History, pieces: list[Piece], rng: random.Random
 ) -> int:
-    """Flip bits in data only: all else reads as it was."""
+    """Flip bits in data only: the flipped blocks give errors, and all other blocks read right."""
     data = [piece for piece in pieces if piece.kind == "data"]
     world = whole.reboot()
     flips = flip_some(world, data, rng, min(FLIPS, len(data)))
@@ -210,7 +210,7 @@ def report_many(positions: int, seeds: Sequence[int]) -> None:
 
 
 def test_with_one_copy_each_flipped_bit_is_reported_and_never_returned() -> None:
-    """Goal: the block is an error, all others read as they were, and the check names the place."""
+    """Goal: the block gives an error, all others read right, and the check names the place."""
     report_many(POSITIONS // 2, SEEDS)
 
 
@@ -221,7 +221,7 @@ def test_with_one_copy_each_flipped_bit_is_reported_and_never_returned_long() ->
 
 
 def test_a_flipped_bit_of_a_superblock_costs_nothing() -> None:
-    """Goal: of the newest superblock there are two copies on each member; one is enough."""
+    """Goal: one of the two copies of the newest superblock on a member is enough."""
     whole, history = stopped_world(ONE, 14)
     rng = random.Random(1)
     for _ in range(60):

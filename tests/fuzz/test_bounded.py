@@ -1,4 +1,4 @@
-"""The bounds of the fuzz tests turn red."""
+"""The bounds of the fuzz tests fail for parsers that break them."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Pools whose members hold something else than was written: right data or clear errors only."""
+"""Pools whose members hold wrong bytes give right data or clear errors only."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ async def _check(world: SimulatedWorld, shape: Shape) -> None:
 
 
 def _look(world: SimulatedWorld, shape: Shape, known: Past, tally: Tally, zeroes: bool) -> None:
-    """Check, open, and read all of one damaged image."""
+    """Check, open and read one damaged image."""
     checked = world.reboot()
     with suppress(DeviceError):
         live(checked, partial(_check, checked, shape))
@@ -75,10 +75,10 @@ def damage_many(shape: Shape, images: int, seed: int, *, stopped: bool) -> Tally
 @pytest.mark.parametrize("stopped", [True, False], ids=["stopped", "cut"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_damaged_only_member_gives_right_data_or_clear_errors(seed: int, stopped: bool) -> None:
-    """Goal: whatever turns to garbage, zeroes or other people's bytes, nothing wrong is read.
+    """Goal: with any place turned to garbage, zeroes or bytes of another place, no read is wrong.
 
-    Method: damage one place of an image, check it, open it, read every block. What was stopped
-    cleanly must read as it was; after a power cut, as it was at some time.
+    Method: damage one place of an image, check it, open it, read every block. After a clean stop a
+    block must read as it was then; after a power cut, as it was at some time.
     """
     tally = damage_many(ONE, IMAGES, seed, stopped=stopped)
     assert tally.right > 1000
@@ -87,7 +87,7 @@ def test_a_damaged_only_member_gives_right_data_or_clear_errors(seed: int, stopp
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_damage_to_one_of_two_copies_changes_nothing(seed: int) -> None:
-    """Goal: with a second copy every image opens and reads as it was."""
+    """Goal: with a second copy every image opens, and reads as before the damage."""
     tally = damage_many(TWO, IMAGES, seed, stopped=True)
     assert tally.right > 1000
     assert tally.refused == tally.unopened == 0
@@ -115,7 +115,7 @@ METADATA = (
 
 
 class Liar:
-    """Changes the result of one of the parsers' inputs, the `at`-th, behind its checksum."""
+    """Changes one input of the parsers, number `at`, after its checksum was compared."""
 
     def __init__(self, rng: random.Random, at: int):
         self._rng = rng
@@ -149,7 +149,7 @@ class Liar:
 
 
 async def _exercise(world: SimulatedWorld, shape: Shape) -> None:
-    """Open, read, write, snapshot, delete, checkpoint, stop; errors are fine, if they are clear."""
+    """Open, read, write, snapshot, delete, checkpoint and stop; clear errors may end it early."""
     async with opened(world, shape) as pool:
         await read_every_block(pool, _Anything(), Tally(), zeroes=True)
         for number, volume in enumerate(pool.management.volumes()):
@@ -173,7 +173,7 @@ async def _write(pool: Pool, name: str) -> None:
 
 
 class _Anything(dict[str, dict[int, set[bytes]]]):
-    """Every block may be anything: the map itself is a lie."""
+    """Known contents that allow any bytes in any block, because the map itself is wrong."""
 
     def get(self, key: str, default: object = None) -> "_AnyBlock":
         return _AnyBlock()
@@ -188,7 +188,7 @@ class _AnyBlock(dict[int, set[bytes]]):
 
 
 def lie_many(shape: Shape, images: int, seed: int) -> int:
-    """Returns how many images worked all the same."""
+    """Return how many images worked all the same."""
     worlds: Sequence[SimulatedWorld] = [
         stopped_world(shape, seed, 24)[0], cut_world(shape, seed, 24)[0]
     ]  # fmt: skip
@@ -214,7 +214,8 @@ def lie_many(shape: Shape, images: int, seed: int) -> int:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_metadata_that_lies_behind_right_checksums_gives_clear_errors(seed: int) -> None:
-    """Goal: no bytes of a member crash the engine, hang it or fill the memory, whatever wrote them.
+    """Goal: no bytes of a member, not even with right checksums, crash or hang the engine or fill
+    the memory.
 
     Method: one superblock, record table, map page, directory, table or root is changed behind its
     checksum while the pool is opened, read, written, checkpointed and checked.

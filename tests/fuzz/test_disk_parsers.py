@@ -1,7 +1,7 @@
 """Every parser of bytes from disk: any bytes give a value or a clear error (R18).
 
-Mutated pieces get right checksums again, so that what lies behind these is reached. A value that is
-accepted must be one that can be written again.
+Mutated pieces get right checksums again, so that they reach the code behind the comparison. An
+accepted value must be one that can be written again.
 """
 
 import random
@@ -38,13 +38,13 @@ ROUNDS_LONG = 100_000
 
 @dataclass(frozen=True)
 class Parser:
-    """One parser: valid inputs, what makes a changed one look right, and the parsing."""
+    """One parser: its valid inputs, a function that renews checksums, and the parse function."""
 
     samples: Sequence[bytes]
     parse: Callable[[bytes], object]
     seal: Callable[[bytes], bytes] = bytes
     by_value: bool = False
-    """Msgpack: values are changed too, not only bytes."""
+    """For msgpack: values are changed too, not only bytes."""
 
 
 # Superblocks and commits
@@ -199,7 +199,7 @@ def _parse_rows(data: bytes) -> None:
     table.load(data)
     segments = table.all()
     again = table.rows(segments, {s.number: s.live_bytes for s in segments}, set())
-    # Freed ones are free once the pool is opened.
+    # Opening a pool makes freed segments free.
     freed = int((np.frombuffer(data, dtype=ROW)["state"] == State.FREED).sum())
     assert len(again) == len(data) - freed * ROW.itemsize
     assert table.free_segments() >= 0
@@ -272,7 +272,7 @@ OPERATIONS: tuple[dict[str, object], ...] = (
 
 
 def _use(made: Catalogue) -> None:
-    """What opening does with a catalogue; what it stores must be readable again."""
+    """Use a catalogue as opening does; the engine must be able to read the catalogue it stores."""
     blockmap = BlockMap(SegmentIO(_table()), _table(), 1 << 20)
     make_layers(sorted(made.layers), made, blockmap)
     made.merging()
@@ -337,7 +337,7 @@ def fuzz(name: str, rounds: int, seed: int) -> None:
             try:
                 data = values.encode(value)
             except (OverflowError, ValueError):
-                continue  # not to be had in msgpack
+                continue  # because msgpack cannot hold the value
         else:
             data = parser.seal(mutated(rng, parser.samples))
         value_or_clear_error(partial(parser.parse, data), f"{name} {data[:200].hex()}")
@@ -345,7 +345,7 @@ def fuzz(name: str, rounds: int, seed: int) -> None:
 
 @pytest.mark.parametrize("name", PARSERS)
 def test_valid_pieces_are_accepted(name: str) -> None:
-    """Goal: the fuzzing starts from what is right."""
+    """Goal: the fuzzing starts from valid pieces."""
     parser = PARSERS[name]
     for sample in parser.samples:
         assert parser.seal(sample) == sample

@@ -1,5 +1,5 @@
-"""Any negotiation: the client comes to an agreement that the protocol allows, or says clearly why
-not, whatever the server sends."""
+"""Any negotiation: for all bytes of a server, the client agrees on terms that the protocol allows
+or gives a clear error."""
 
 import random
 import struct
@@ -28,7 +28,7 @@ ERRORS = [2**31 + number for number in range(1, 11)]
 
 
 class EndError(Exception):
-    """The server says no more."""
+    """The server sends no more."""
 
 
 def reply(option: int, kind: int, data: bytes = b"") -> bytes:
@@ -36,7 +36,7 @@ def reply(option: int, kind: int, data: bytes = b"") -> bytes:
 
 
 class Server:
-    """Answers each option rightly, or wrongly, as chance has it."""
+    """Answers each option rightly or wrongly, at random."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -100,7 +100,7 @@ class Server:
 
 
 class Talk:
-    """The client's side of it, over bytes in random pieces. No I/O, so that nothing waits."""
+    """The client's side of a negotiation, over bytes in random pieces, without I/O or waits."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -175,7 +175,7 @@ async def looking(talk: Talk) -> None:
 
 
 def check(rng: random.Random, act: Callable[[Talk], Awaitable[None]]) -> bool:
-    """Return whether it came to a good end."""
+    """Run one negotiation; return whether it succeeded."""
     try:
         talk = Talk(Server(rng))
         act(talk).__await__().send(None)

@@ -1,8 +1,8 @@
 """A server that now and then hangs up, forgets its cache, stalls, repeats itself or talks nonsense.
 
-Whatever it does: a read that succeeds is of what was written, a flush that succeeds has made it
-durable, and whoever has unflushed writes behind a server that forgot is told. One seed is one
-history; time is only counted.
+In every case a successful read returns written bytes, a successful flush has made the writes
+durable, and a caller with unflushed writes gets an error after the server lost its cache. One seed
+is one history; time is only counted.
 """
 
 import random
@@ -33,8 +33,8 @@ OPTIONS = ClientOptions(request_s=20, close_s=1)
 
 
 def has_left(peer: Peer) -> bool:
-    """Whether the client ended it. A server that carried out a write then would undo newer ones,
-    which no client can prevent.
+    """Whether the client closed the connection. A server that carried out an old write after that
+    would undo newer writes, which no client can prevent.
     """
     descriptor = peer.stream.socket.fileno()
     poll = select.poll()
@@ -43,7 +43,7 @@ def has_left(peer: Peer) -> bool:
 
 
 class Liar:
-    """What a server does with each request."""
+    """Handles each request of a server, rightly or with trouble."""
 
     def __init__(self, rng: random.Random, trouble: float) -> None:
         self.rng = rng
@@ -90,7 +90,8 @@ class Liar:
         await self._in_pieces(peer, request, overlap=0)
 
     async def _in_pieces(self, peer: Peer, request: Request, *, overlap: int) -> None:
-        """Two chunks, the second first; too far or not far enough where they overlap."""
+        """Send two chunks, the second first, which overlap by `overlap` bytes, or leave a gap if
+        that is negative."""
         assert self.server is not None
         start, end = request.offset, request.offset + request.length
         middle = self.rng.randint(start, end)
@@ -101,12 +102,13 @@ class Liar:
         await peer.chunk(request, 0)
 
     async def _spoiled(self, peer: Peer, request: Request, how: int) -> None:
-        """Do it, but cut the answer, change some of its head, or break it into wrong pieces."""
+        """Carry out a request, but cut its answer, flip a bit of its head, or send wrong pieces."""
         assert self.server is not None
         rng = self.rng
         if how == 2 and request.kind == READ and peer.mode != "simple":
             return await self._in_pieces(peer, request, overlap=rng.choice((-3, 3)))
-        # In a header of any form, but not where it would answer another request: nobody could tell.
+        # In a header of any form, but not in the whole cookie: no client can detect an answer that
+        # names another request.
         at = rng.randrange(14)
 
         def tamper(data: bytes) -> tuple[bytes, bool]:
@@ -122,7 +124,7 @@ class Liar:
 
 
 class Owner:
-    """Writes stripes of its own, and knows what each byte may be."""
+    """Writes to its stripes, and knows the values that each byte may have."""
 
     def __init__(self, rng: random.Random, device: NbdDevice, server: Scripted) -> None:
         self.rng = rng
@@ -133,7 +135,7 @@ class Owner:
         self.succeeded = self.lost = 0
 
     async def round(self) -> None:
-        """One request on each stripe, all at once; then perhaps a flush."""
+        """Send one request to each stripe, all at once; then perhaps a flush."""
         lost: list[Exception] = []
         async with trio.open_nursery() as nursery:
             for stripe in range(STRIPES):
@@ -143,7 +145,7 @@ class Owner:
         await self.recover(lost)
 
     async def recover(self, lost: list[Exception]) -> None:
-        """Write again what was lost, as often as it is."""
+        """Write lost data again, until no write of it is lost."""
         while lost:
             self.lost += 1
             lost.clear()
@@ -152,14 +154,14 @@ class Owner:
                 pass
 
     async def read_everything(self) -> None:
-        """Of a server that tells no lies any more; the last one may only be noticed now."""
+        """Read all from a server that is honest now; the last lie may show only here."""
         lost: list[Exception] = []
         while not await self.guarded(lambda: self.read(0, SIZE), lost):
             await self.recover(lost)
         await self.flush()
 
     async def guarded(self, act: Callable[[], Awaitable[None]], lost: list[Exception]) -> bool:
-        """Return whether it succeeded."""
+        """Run a request; return whether it succeeded. A lost cache is added to `lost`."""
         try:
             await act()
             self.succeeded += 1

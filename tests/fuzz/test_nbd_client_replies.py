@@ -1,5 +1,5 @@
-"""Any replies: the client takes from them exactly what the protocol allows, or says that they are
-wrong. No input is believed half, allocates what it claims, or raises anything else."""
+"""Any replies: the client gives exactly the outcomes that the protocol allows, or a ProtocolError.
+No input allocates the length that it claims, or raises another error."""
 
 import random
 
@@ -27,7 +27,7 @@ def outcome(operation: Operation) -> tuple[object, ...]:
 def parse(
     mode: Mode, requests: list[tuple[int, int, int]], stream: bytes, piece: int
 ) -> tuple[list[Outcome], bool]:
-    """Return what the client makes of it, and whether it found it wrong."""
+    """Return the client's outcomes of a stream, and whether the client found it wrong."""
     pending = {}
     for cookie, (kind, offset, length) in enumerate(requests, 1):
         pending[cookie] = Operation(kind, offset, length)
@@ -52,7 +52,7 @@ def parse(
 
 
 def check(rng: random.Random) -> bool:
-    """Try one input in two ways of arriving; return whether it was malformed."""
+    """Feed one input in two ways of arriving; return whether it was malformed."""
     mode = rng.choice(list(Mode))
     maker = Maker(rng, mode, lies=rng.choice((0, 0.5)))
     stream = maker.stream()
@@ -62,7 +62,7 @@ def check(rng: random.Random) -> bool:
     for piece in (1 << 20, rng.choice(PIECES)):
         answers, wrong = parse(mode, maker.requests, stream, piece)
         assert answers == expected
-        # What is not whole yet may be wrong already: its header may tell.
+        # A chunk that is not whole yet may be wrong already, by its header.
         assert wrong or verdict != "bad"
         assert not wrong or verdict != "good"
     return verdict != "good"
@@ -90,7 +90,7 @@ def test_a_million_malformed_replies(seed: int) -> None:
 
 
 def test_the_judge_knows_right_from_wrong() -> None:
-    """What was made rightly is right; what is left out is missed."""
+    """The judge accepts right replies, and finds a missing chunk."""
     rng = random.Random(1)
     for _ in range(500):
         mode = rng.choice(list(Mode))

@@ -1,4 +1,4 @@
-"""Hostile bytes into the protocol core: it says what the protocol says, or closes; never else.
+"""Hostile bytes into the protocol core: it gives the answers of the protocol, or closes.
 
 Every stream is read twice, by `nbd` and by `tests.fuzz.nbd_reading`, and both must agree on
 every answer, however the stream was cut.
@@ -45,7 +45,7 @@ EXPORTS = [name.decode() for name in NAMES]
 
 
 def answer(handshake: ServerHandshake, event: Event) -> None:
-    """Answer as a server with the exports of `nbd_reading`."""
+    """Answer an event as a server with the exports of `nbd_reading`."""
     if isinstance(event, ListRequest):
         handshake.answer_list(EXPORTS)
         return
@@ -62,7 +62,7 @@ def answer(handshake: ServerHandshake, event: Event) -> None:
 
 
 def haggle(handshake: ServerHandshake) -> tuple[End, bool]:
-    """Go as far as the bytes allow; return how far that is, and whether TLS begins."""
+    """Handle all events in the bytes; return the negotiation's state, and whether TLS begins."""
     try:
         while True:
             event = handshake.next_event()
@@ -80,7 +80,7 @@ def haggle(handshake: ServerHandshake) -> tuple[End, bool]:
 
 
 def check_replies(output: bytes, model: Haggle) -> None:
-    """What went out is what is due, well-formed, and no more."""
+    """Check that the output is exactly the replies that are due, well-formed."""
     assert output.startswith(GREETING)
     due = [reply for reply in model.replies if reply[1]]
     output = output[len(GREETING) :]
@@ -102,7 +102,7 @@ def check_replies(output: bytes, model: Haggle) -> None:
 
 
 def negotiate(policy: Tls, shutting_down: bool, arrives: list[bytes]) -> Haggle:
-    """Feed both, compare them after every piece; return what the stream meant."""
+    """Feed both parsers, compare them after every piece; return the second one."""
     handshake, model = ServerHandshake(tls=policy), Haggle(policy, shutting_down)
     handshake.shutting_down = shutting_down
     output = handshake.data_to_send()
@@ -132,7 +132,7 @@ def negotiate(policy: Tls, shutting_down: bool, arrives: list[bytes]) -> Haggle:
 
 
 def parse(arrives: list[bytes], *, extended: bool) -> tuple[Requests, int]:
-    """Feed a parser as a socket would; return what it found, and the memory that it took."""
+    """Feed a parser as a socket would; return the requests found, and the bytes of memory taken."""
     memory = Memory(1 << 30, 1.0)
     parser = RequestParser(
         payload_bytes_max=PAYLOAD_MAX, memory=memory, extended=extended, early=b""
@@ -173,7 +173,7 @@ def as_asked(request: tuple[int, ...], parser: RequestParser, extended: bool) ->
 
 
 def is_refused(asked: Asked, *, extended: bool, flags: ExportFlag = FLAGS) -> bool:
-    """Whether a request is refused; if not, a device can take it as it is."""
+    """Whether the server refuses a request; if not, a device can carry it out as it is."""
     request = (0, asked.flags, asked.kind, asked.cookie, asked.offset, asked.length)
     if asked.kind == 2:
         return False
@@ -199,7 +199,7 @@ def is_refused(asked: Asked, *, extended: bool, flags: ExportFlag = FLAGS) -> bo
 
 
 def transmit(arrives: list[bytes], *, extended: bool) -> bool:
-    """Compare both readings of requests; return whether something was wrong."""
+    """Compare both readings of requests; return whether the stream was malformed."""
     stream = b"".join(arrives)
     expected = read_requests(stream, extended=extended, payload_max=PAYLOAD_MAX)
     found, taken = parse(arrives, extended=extended)
@@ -215,7 +215,7 @@ def transmit(arrives: list[bytes], *, extended: bool) -> bool:
 
 @dataclass(frozen=True)
 class Input:
-    """One stream, as it arrives; `extended` is None for one that begins with a negotiation."""
+    """One stream, in pieces; `extended` is None for a stream that begins with a negotiation."""
 
     arrives: list[bytes]
     policy: Tls = Tls.OFF
@@ -223,7 +223,7 @@ class Input:
     extended: bool | None = None
 
     def is_wrong(self) -> bool:
-        """Compare both readings, and say whether it was malformed."""
+        """Compare both readings; return whether the stream was malformed."""
         if self.extended is not None:
             return transmit(self.arrives, extended=self.extended)
         model = negotiate(self.policy, self.shutting_down, self.arrives)
@@ -289,7 +289,7 @@ def test_both_readings_agree_for_long(make: Make, rng: random.Random) -> None:
 
 
 def malformed(make: Make, seed: str, count: int) -> None:
-    """Feed so many malformed inputs; those that break no rule do not count."""
+    """Feed inputs until `count` of them were malformed; inputs that break no rule do not count."""
     wrong = tried = 0
     while wrong < count:
         given_input = make(random.Random(f"{seed} {tried}"))
@@ -311,5 +311,5 @@ def test_malformed_inputs(make: Make) -> None:
 @pytest.mark.parametrize("seed", range(3))
 @every_kind
 def test_a_million_malformed_inputs(make: Make, seed: int) -> None:
-    """Together with the others."""
+    """A million together with the other seeds."""
     malformed(make, f"long {seed}", 90_000)

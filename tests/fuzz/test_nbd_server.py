@@ -18,11 +18,11 @@ from tests.unit.nbd.certificates import Certificates
 from tests.unit.nbd.wire import ACK, RawClient, info_data
 
 TOGETHER = 24
-"""Hostile clients at a time."""
+"""Hostile clients at the same time."""
 BATCH = 240
-"""Between two looks at whether good clients are served."""
+"""Hostile clients between two checks that good clients are served."""
 OBJECTS_MAX, RESIDENT_KIB_MAX = 4000, 24 << 10
-"""What may be there more than after the first half: by then caches are full, and so is what the
+"""Growth allowed after the first half: by then the caches are full, and so is the memory that the
 allocator keeps, which took 27 MiB more in a process that had done nothing before."""
 
 
@@ -32,7 +32,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 class Errors(logging.Filter):
-    """Keeps what only a bug makes the server say; of millions of warnings nothing stays."""
+    """Keeps log messages that only a bug causes, and drops millions of warnings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def errors() -> Iterator[list[str]]:
 
 
 async def check_service(here: House, rng: random.Random) -> None:
-    """The next good client gets right data, from every export and on every kind of socket."""
+    """Check that a good client gets right data, from every export and on every kind of socket."""
     for name in NAMES:
         for kind in ("off", "tcp"):
             stream = await here.connect(kind)
@@ -82,7 +82,7 @@ async def check_device(peer: NbdPeer, rng: random.Random) -> None:
 
 
 async def work(here: House, rng: random.Random) -> None:
-    """A good client amid the hostile ones, with an export of its own."""
+    """Work as a good client beside the hostile ones, with an export of its own."""
     async with nbd_peer(await here.connect("off"), Mode.STRUCTURED, KEPT.encode()) as peer:
         known = (await peer.call(READ, 0, SIZE_BYTES)).data
 
@@ -100,7 +100,7 @@ async def work(here: House, rng: random.Random) -> None:
                 answer = await peer.call(READ, offset, length)
                 assert answer.data == known[offset : offset + length]
                 assert (await peer.call(STATUS, 0, SIZE_BYTES)).error == 0
-            if rng.random() < 0.1:  # more than the socket holds
+            if rng.random() < 0.1:  # replies that are longer than the socket's buffer
                 async with trio.open_nursery() as nursery:
                     for _ in range(4):
                         nursery.start_soon(read_all)
@@ -108,7 +108,7 @@ async def work(here: House, rng: random.Random) -> None:
 
 
 async def batch(here: House, seed: str, count: int) -> int:
-    """So many hostile clients, some at a time; return how many were malformed."""
+    """Run `count` hostile clients, `TOGETHER` at a time; return how many sent malformed streams."""
     wrong = 0
     left = iter(range(count))
 
@@ -137,7 +137,7 @@ async def batch(here: House, seed: str, count: int) -> int:
 
 
 async def siege(folder: Path, made: Certificates, seed: str, count: int) -> None:
-    """So many malformed inputs; nothing crashes, hangs, or is left behind."""
+    """Send `count` malformed inputs; the server must not crash, hang or leak."""
     began = time.monotonic()
     async with house(folder, made, random.Random(seed)) as here:
         wrong = number = 0

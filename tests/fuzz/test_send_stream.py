@@ -1,4 +1,4 @@
-"""Whatever a stream holds, receiving ends well or with a clear error, and nothing half is whole."""
+"""Any stream: receiving ends well or with a clear error, and no partial snapshot seems whole."""
 
 import random
 import tracemalloc
@@ -52,8 +52,8 @@ def test_any_changes_of_a_good_stream(changes: list[Change], piece: int) -> None
             drain(bytes(bad), piece)
 
 
-def test_memory_does_not_follow_what_lengths_claim() -> None:
-    """Goal: headers and records that claim gigabytes cost no more than what was fed (R18)."""
+def test_memory_does_not_grow_with_claimed_lengths() -> None:
+    """Goal: headers and records that claim gigabytes cost no more memory than fed bytes (R18)."""
     coin = random.Random(1)
     tracemalloc.start()
     try:
@@ -73,8 +73,8 @@ def test_memory_does_not_follow_what_lengths_claim() -> None:
 async def test_a_pool_survives_any_stream(seed: int) -> None:
     """Goal: damaged streams change no volume, and the pool stays clean and usable.
 
-    Method: mutate good streams anywhere, several bytes at once, feed them in odd pieces, one
-    after the other, with what the ones before left still there.
+    Method: mutate good streams anywhere, several bytes at once, and feed them in odd pieces, one
+    after the other, beside the partial data that earlier streams left.
     """
     ours_members, theirs_members = await new_members(), await new_members(mib=128)
     coin = random.Random(seed)

@@ -1,13 +1,13 @@
-"""What cleaning costs: a pool that is 80 % full, overwritten ten times with random 4 KiB writes.
+"""Cost of cleaning in a pool that is 80 % full, overwritten ten times with random 4 KiB writes.
 
 usage: python -m bench.cleaning [uniform|zipf]... [--mib N] [--rounds N] [--quick]
            [--directory DIR] [--output FILE.json] [--plot FILE.svg]
 
-The volume holds 80 % of the slots outside the reserve, of bytes that do not compress, at the
-segment size that a pool of that size gets. One client writes as fast as it may, blocks drawn
-evenly, or by Zipf's law (theta 0.99). Counted are all bytes written to segments, those of log,
-moved blocks and metadata, for each byte that became durable in a commit, and how long a write took
-at worst. In the end every block is compared, and the pool checked. Prints one JSON line per figure.
+The volume fills 80 % of the slots outside the reserve with bytes that do not compress, at the
+segment size that a pool of that size gets. One client writes as fast as it may, to blocks drawn
+evenly or by Zipf's law (theta 0.99). The figures are the bytes of log, moved blocks and metadata
+written to segments for each byte that became durable in a commit, and the longest time of a write.
+In the end every block is compared, and the pool checked. Prints one JSON line per figure.
 """
 
 import argparse
@@ -37,14 +37,14 @@ FULL = 0.8
 THETA = 0.99
 POINTS_PER_ROUND = 10
 YIELD_EVERY = 64
-"""Writes after which others run, as with a server that takes what its clients sent."""
+"""Writes after which other tasks run, as in a server that takes all writes received so far."""
 NOISE_BLOCKS = 4096
 TARGETS = {"uniform": 3.0, "zipf": 2.3}
 
 
 @dataclass(frozen=True)
 class Point:
-    """One stretch of the curve; bytes are for each byte committed."""
+    """One interval of the curve; log, moved and metadata are bytes per byte committed."""
 
     volumes_written: float
     log: float
@@ -55,7 +55,7 @@ class Point:
 
 
 class Counters:
-    """What the pool has written so far, and what of it was asked for."""
+    """Counts the bytes that clients' commits held and that the pool wrote."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -69,7 +69,7 @@ class Counters:
         pool.blockmap.apply = apply  # type: ignore[method-assign]
 
     def now(self) -> NDArray[np.int64]:
-        """Bytes: committed, log, moved, metadata."""
+        """Return the bytes so far, shape (4,): committed, log, moved, metadata."""
         pool = self._pool
         log, moved = pool.log.bytes_written, pool.cleaner._mover.bytes_written
         meta = pool.checkpointer._meta.bytes_written
@@ -90,7 +90,7 @@ class Run:
         self.points: list[Point] = []
 
     async def run(self) -> dict[str, object]:
-        """All of it; returns the figures."""
+        """Fill, overwrite, verify and check the pool; return the figures."""
         device = FileDevice.create(self._file, self._size)
         offered = [MemberDevice(device, "member", "here")]
         await create_pool(offered, copies=1)
@@ -150,12 +150,12 @@ class Run:
             self.points.append(Point(done, log, moved, metadata, round(worst_s, 3), rate))
 
     def _zipf(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """How likely one of the first ranks is, and which block has each rank."""
+        """Return the cumulative probability of the ranks, and the block of each rank."""
         shares = 1 / np.arange(1, self._blocks + 1) ** THETA
         return np.cumsum(shares / shares.sum()), self._rng.permutation(self._blocks)
 
     async def _write(self, volume: Volume, blocks: NDArray[np.int64]) -> float:
-        """Write blocks in order; returns how long it took at worst to go on to the next."""
+        """Write blocks in order; return the longest time of one write, in seconds."""
         worst_s = 0.0
         for i, block in enumerate(blocks.tolist()):
             self._written += 1
@@ -180,7 +180,7 @@ class Run:
 
 
 def draw_plot(curves: dict[str, list[Point]], rounds: int) -> str:
-    """Everything written per byte committed, and the part of it that the cleaner moved."""
+    """Draw, as SVG, the bytes written per byte committed, and the part that the cleaner moved."""
     lines = []
     for kind, points in curves.items():
         total = [(p.volumes_written, p.log + p.moved + p.metadata) for p in points]

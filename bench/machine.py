@@ -1,4 +1,4 @@
-"""What a figure was measured on: it goes with every line."""
+"""Describes commit and machine of a measurement, for every line of figures."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def describe_machine() -> dict[str, object]:
-    """Commit (with a + when files differ from it), day and machine."""
+    """Return the commit (with a + when files differ from it), the day and the machine."""
     commit = _git("rev-parse", "--short", "HEAD") or "unknown"
     changed = _git("status", "--porcelain", "--untracked-files=no")
     model = next(

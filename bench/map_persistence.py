@@ -1,13 +1,13 @@
-"""What persisting the map costs under uniform random 4 KiB writes: a volume of 1 TiB, at 1/64.
+"""Cost of persisting the map under uniform random 4 KiB writes: a volume of 1 TiB, at 1/64.
 
 usage: python -m bench.map_persistence [--scale N] [--consolidated N] [--records N]
            [--directory DIR]
 
 Volume, page cache and records per checkpoint are those of 1 TiB divided by the scale, so each
-checkpoint finds as many changes of a page as it would there. All of the volume is mapped at
-scattered places first; then it is written to until each page was written whole so many times. Data
-is discarded on the way to the file, and the pool is so large that nothing is cleaned; what the
-checkpoints relocate of the map is told apart. Prints one JSON line.
+checkpoint finds as many changes of a page as with 1 TiB. All of the volume is mapped at scattered
+places first; then it is written to until each page was written whole so many times. Data
+is discarded on the way to the file, and the pool is so large that nothing is cleaned; pages that
+checkpoints relocate are counted apart. Prints one JSON line.
 """
 
 import argparse
@@ -34,7 +34,7 @@ TARGET_WRITTEN, TARGET_READ = 1.15, 1.5
 
 
 class Reads:
-    """Stored bytes of the map that were read, from the page cache or not."""
+    """Counts the stored bytes of the map that are read, from the page cache or not."""
 
     def __init__(self, pool: Pool) -> None:
         self.bytes_read = 0
@@ -48,7 +48,7 @@ class Reads:
 
 
 class Consolidations:
-    """How often each page of a layer was written whole. Copied as it is, its hash stays."""
+    """Counts how often each page of a layer is written whole, by its hash, which a copy keeps."""
 
     def __init__(self, layer: Layer, pages: int) -> None:
         self._layer = layer
@@ -66,7 +66,7 @@ class Consolidations:
 
 
 async def run(file: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Map, write, count."""
+    """Map the volume, write to it, and return the figures."""
     mapped_bytes = MAPPED_BYTES // options.scale
     blocks = mapped_bytes // BLOCK
     records = (options.records or CHECKPOINT_RECORDS) // options.scale

@@ -4,8 +4,8 @@ usage: python -m bench.nbd_copy [WAY...] [--mib N] [--repeats N] [--directory DI
 
 The image is half holes, half random bytes, 4 MiB each in turn. Both copy between the same
 servers (nbdkit, over Unix sockets) with a warm page cache; both make the copy durable, and each
-run writes to a destination that is new. Runs alternate, so that whatever else the machine does
-hits both. `ratio` is ours to theirs in MiB per second, of whole commands, their start included.
+run writes to a destination that is new. Runs alternate, so that other load of the machine
+affects both. `ratio` is ours to theirs in MiB per second, of whole commands, their start included.
 """
 
 import argparse

@@ -1,15 +1,15 @@
 """Our NBD server over memory, side by side with nbdkit memory and qemu-nbd.
 
-Drives each with fio's NBD engine over a Unix socket, all with as many bytes of memory behind
-them that exist before the first request: a mapping of ours, nbdkit's memory plugin with all its
-threads and with fewer, and for qemu-nbd a raw file in a tmpfs. Servers take turns in short
-slices, each round in another order, so that a busy neighbour hits all alike. Servers that have
-no turn sleep.
+fio's NBD engine drives each server over a Unix socket. All serve as many bytes of memory, touched
+before the first request: our server a mapping, nbdkit its memory plugin with all its
+threads and with fewer, and qemu-nbd a raw file in a tmpfs. Servers take turns in short
+slices, each round in another order, so that a busy neighbor affects all alike. Servers without a
+turn sleep.
 
-Prints one JSON line per server and workload. Ours has also `ratio`, of its median to that of
-the better one of the others as they start, and `ratio_quartiles`, of the ratios to that one within
-each round: rounds in which somebody was disturbed show there. `tuned_ratio` is to the best of
-all, told how many threads this very load is best served by.
+Prints one JSON line per server and workload. The line of our server also has `ratio`, of its
+median to that of the better other server with default options, and `ratio_quartiles`, of the ratios
+to that server within each round, which show disturbed rounds. `tuned_ratio` is to the best of all
+other servers, with the number of threads that suits this very load.
 
 usage: python -m bench.nbd_frontend [--repeats N] [--seconds S] [--only WORD] [--peers all]
 """
@@ -38,7 +38,7 @@ MEMORY_FOLDER = "/dev/shm"
 
 @dataclass(frozen=True)
 class Workload:
-    """What fio does; `rw`, `bs` and `depth` as fio means them."""
+    """One load by fio; `rw`, `bs` and `depth` are fio's."""
 
     rw: str
     bs: str
@@ -65,13 +65,13 @@ QEMU = ["qemu-nbd", "--format=raw", "--persistent", "--shared=16", "--socket=SOC
 MEMORY = ["memory", str(SIZE_BYTES)]
 PLAIN = {"nbdkit-memory": [*NBDKIT, *MEMORY], "qemu-nbd-raw": [*QEMU, "IMAGE"]}
 TUNED = {
-    # Its sixteen threads hand each request to one another.
+    # By default each request passes between nbdkit's sixteen threads.
     "nbdkit-memory-1-thread": [*NBDKIT, "--threads=1", *MEMORY],
     "nbdkit-memory-2-threads": [*NBDKIT, "--threads=2", *MEMORY],
 }
 MORE_PEERS = {
-    # What else these can be told. None of it wins by more than the noise, which is why
-    # they are measured only when asked for.
+    # Other options of these servers. None of them wins by more than the noise, so they are
+    # measured only with --peers all.
     "nbdkit-memory-malloc": [*NBDKIT, *MEMORY, "allocator=malloc"],
     "nbdkit-memory-malloc-1-thread": [*NBDKIT, "--threads=1", *MEMORY, "allocator=malloc"],
     "qemu-nbd-io_uring": [*QEMU, "--aio=io_uring", "IMAGE"],
@@ -94,7 +94,7 @@ class Sample:
     iops: float
     p99_us: float
     cpu_us: float
-    """Processor time of the server per request: it tells more than iops when others are busy."""
+    """Processor time of the server per request: on a busy machine it tells more than iops."""
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def started(name: str, words: list[str], folder: Path) -> Iterator[Server]:
 
 
 def cpu_s(process: int) -> float:
-    """Return what all threads of a process have used, those that ended included.
+    """Return the processor time of all threads of a process, ended ones included, in seconds.
 
     Source: clock_gettime(2), a process's CPU clock by its number; /proc counts only in 10 ms.
     """
@@ -125,7 +125,7 @@ def cpu_s(process: int) -> float:
 
 
 def measure(server: Server, workload: Workload, seconds: float, folder: Path) -> Sample:
-    """Run fio once; nobody else's output mixes with its report."""
+    """Run fio once; its report goes to a file, which no other output mixes with."""
     report = folder / "fio.json"
     cpu_before = cpu_s(server.process)
     subprocess.run(
@@ -221,7 +221,7 @@ def main() -> None:
             for server, words in commands.items()
         }
         for server, running in servers.items():
-            # Memory that was never written does not exist yet.
+            # Write all memory once, because unwritten memory is not allocated yet.
             if server.startswith("nbdkit"):
                 subprocess.run(["nbdcopy", image, running.uri], check=True, cwd=folder)
         for workload in WORKLOADS:

@@ -1,4 +1,4 @@
-"""Serve a memory device on a Unix socket until killed, for the benchmarks.
+"""Serves a memory device on a Unix socket until killed, for the benchmarks.
 
 usage: python -m bench.nbd_target SOCKET SIZE_BYTES
 """
@@ -18,18 +18,18 @@ FILL_BYTES = 1 << 20
 
 
 class KeptDevice(MemoryDevice):
-    """Memory that outlasts its connections, as that of the other servers does."""
+    """Memory that outlasts its connections, as in the other servers."""
 
     async def close(self) -> None:
         """Keep everything for the next connection."""
 
 
 class OneDevice:
-    """The default export is one memory device."""
+    """One memory device as the default export."""
 
     def __init__(self, size_bytes: int) -> None:
         self._device = KeptDevice(size_bytes)
-        # Like the others, serve pages that exist.
+        # Write all pages once, so that they are allocated, as in the other servers.
         for offset in range(0, size_bytes, FILL_BYTES):
             self._device.try_write(offset, b"\x5a" * FILL_BYTES)
 

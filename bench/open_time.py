@@ -1,11 +1,11 @@
-"""How long it takes to open a pool with 64 GiB mapped: after a clean stop, and after a kill
+"""Time to open a pool with 64 GiB mapped: after a clean stop, and after a kill
 with the longest tail of the log that the checkpoint policy allows.
 
 usage: python -m bench.open_time [--gib N] [--repeats N] [--profile] [--directory DIR]
 
-The map is real: pages written by real checkpoints, every entry somewhere else. The data it
-names is not there: the file is sparse, and commits leave their payload out except for what
-replay verifies, those last written. Prints one JSON line per figure.
+The map is real: real checkpoints write its pages, and each entry names another place. The data
+that the map names does not exist: the file is sparse, and commits are written without payload,
+except for the last ones, whose payload replay verifies. Prints one JSON line per figure.
 """
 
 import argparse
@@ -47,7 +47,8 @@ BLOCK_BYTES = 4096
 BATCH_BLOCKS = 1 << 20
 VOLUME = "data"
 KEPT_BYTES = 64 << 20
-"""Replay verifies payload written after the last commit known as durable: 16 MiB at most."""
+"""Bytes of last commits kept with payload. Replay verifies payload written after the last commit
+known as durable: 16 MiB at most."""
 NO_CHECKPOINTS = PoolSettings(
     checkpoint_interval_s=1e9, checkpoint_records=1 << 40, checkpoint_commits=1 << 40
 )
@@ -55,7 +56,7 @@ NO_CHECKPOINTS = PoolSettings(
 
 @dataclass(frozen=True)
 class Tail:
-    """What the log holds behind the newest checkpoint."""
+    """The commits in the log behind the newest checkpoint."""
 
     name: str
     commits: int
@@ -64,7 +65,7 @@ class Tail:
 
 COMMITS_MAX = REPLAY_COST_MAX * CHECKPOINT_COMMITS
 RECORDS_MAX = REPLAY_COST_MAX * CHECKPOINT_RECORDS
-"""Where writers wait for the checkpoint under way; records and commits count together."""
+"""Number at which writers wait for the checkpoint under way; records and commits count together."""
 
 TAILS = (
     Tail("kill, most commits", COMMITS_MAX, 1),
@@ -74,11 +75,11 @@ TAILS = (
 
 
 class Abandoned(BaseException):
-    """Leaves a pool as a crash would."""
+    """Ends a pool without a close, as a crash does."""
 
 
 class HollowFile(FileDevice):
-    """A file that keeps of each commit its header and table, and payload of the newest only."""
+    """A file that stores header and table of each commit, and the payload of the newest only."""
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)  # type: ignore[arg-type]
@@ -104,16 +105,16 @@ class HollowFile(FileDevice):
         os.pwrite(self._fd, data[: commit.HEADER_BYTES + header.table_bytes], offset)
 
     def settle(self) -> None:
-        """Write what is held back, payload and all."""
+        """Write the commits held back, with their payload."""
         for offset, data in self._held:
             os.pwrite(self._fd, data, offset)
         self._held.clear()
 
     async def flush(self) -> None:
-        """Nothing: no power is cut here."""
+        """Do nothing, because no power is cut here."""
 
     async def allocate(self, offset: int, length: int) -> None:
-        """Nothing: the room is never taken."""
+        """Do nothing, so that the file stays sparse."""
 
 
 class Harness:
@@ -128,7 +129,7 @@ class Harness:
 
     async def build(self) -> None:
         """Make the pool and map its volume, with a checkpoint every million entries."""
-        # Room for the map, and for each tail, which may all stay.
+        # This leaves room for the map and for all tails, none of which is cleaned.
         member_bytes = self.mapped_bytes * 5 // 4 + (128 << 30)
         device = HollowFile.create(self.file, member_bytes)
         offered = [MemberDevice(device, "member", "here")]
@@ -142,7 +143,7 @@ class Harness:
         await device.close()
 
     def leave(self, tail: Tail) -> None:
-        """Leave the pool as a kill does, with such a tail: opening it once ends the tail."""
+        """Leave the pool as a kill does, with such a tail, which one opening uses up."""
         self.close_cleanly()
         trio.run(self._add_tail, tail)
         self._sync()
@@ -170,14 +171,14 @@ class Harness:
     # -- measuring
 
     def open_seconds(self, *, cold: bool) -> float:
-        """Open the pool, and leave it as a kill does; the closing is not counted."""
+        """Open the pool, and leave it as a kill does; return the seconds of the opening alone."""
         if cold:
             with self.file.open("rb") as file:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return trio.run(self._open)
 
     def _sync(self) -> None:
-        """A pool has flushed what it wrote, and this one's flushes were for show."""
+        """Flush the file, because the flushes of `HollowFile` do nothing."""
         with self.file.open("r+b") as file:
             os.fsync(file)
 
@@ -201,7 +202,7 @@ class Harness:
         self._sync()
 
     async def _close_cleanly(self) -> None:
-        # Hollow, as its last checkpoint must not take the room of its segments either.
+        # A HollowFile, because the last checkpoint must not allocate its segments either.
         device = HollowFile.open(self.file)
         async with open_pool([MemberDevice(device, "member", "here")], settings=NO_CHECKPOINTS):
             pass
@@ -210,7 +211,7 @@ class Harness:
 
 
 async def map_batch(pool: Pool, first: int) -> None:
-    """Map a run of blocks to raw extents at scattered places, as if a commit had been read."""
+    """Map a run of blocks to raw extents at scattered places, as replay of a commit does."""
     (layer,) = pool.blockmap.layers
     per_segment = pool.table.segment_bytes // BLOCK_BYTES
     segments = []

@@ -1,4 +1,4 @@
-"""Lines over a common axis as SVG, without a library: the same figures give the same bytes."""
+"""Draws lines over a common axis as SVG, without a library: equal figures give equal bytes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Line:
 
 
 def chart(title: str, x_name: str, lines: Sequence[Line], *, x_max: float, y_max: float) -> str:
-    """An SVG document; what is above `y_max` is drawn at the upper edge."""
+    """Return an SVG document; points over `y_max` are drawn at the top edge."""
     wide, high = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
     def at(x: float, y: float) -> tuple[float, float]:

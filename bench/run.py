@@ -1,10 +1,10 @@
-"""Our daemon beside qemu-nbd: the same workload on each in turn, one JSON line per result.
+"""Compares our daemon with qemu-nbd: the same workload on each in turn, one JSON line per result.
 
 usage: python -m bench.run [WORKLOAD...] [--mib N] [--seconds S] [--repeats N] [--directory DIR]
 
 Both serve files of one directory, on a disk, through Unix sockets, with a warm page cache;
-both have a write cache, and flush when asked. Runs alternate, so that whatever else the
-machine does hits both. `ratio` is ours to theirs.
+both have a write cache, and flush when asked. Runs alternate, so that other load of the
+machine affects both. `ratio` is ours to theirs.
 """
 
 import argparse

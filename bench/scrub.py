@@ -1,4 +1,4 @@
-"""How fast a scrub reads as fast as it can, and what one at the default rate costs clients.
+"""Speed of a scrub without a rate, and the cost of one at the default rate for clients.
 
 usage: python -m bench.scrub [--mib N] [--copies N] [--seconds S] [--repeats N] [--directory DIR]
 

@@ -1,9 +1,9 @@
-"""What making a snapshot takes beyond sealing and flushing the open buffer, while fio writes.
+"""Time to make a snapshot beyond sealing and flushing the open buffer, while fio writes.
 
-A flush under full load takes as long as what is in memory takes to be written, and varies as much:
-the difference of two such medians, printed as `difference_ms` with its error, tells little.
-So what a snapshot does besides is timed by itself: all of the call but the wait for its buffer,
-which is what a flush consists of, and what its record does once it is durable.
+A flush under full load takes as long as the buffers in memory take to be written, and varies as
+much: the difference of two such medians, printed as `difference_ms` with its error, tells little.
+So the other work of a snapshot is timed by itself: the call without the wait for its buffer, which
+is the work of a flush, plus the application of its record once the record is durable.
 """
 
 import math
@@ -74,7 +74,8 @@ async def _alternate(pool: Pool, volume: str) -> tuple[list[float], list[float],
             waits.clear()
             records.clear()
             took = await seconds_of(partial(pool.management.create_snapshot, volume, f"load{i}"))
-            # A record is applied twice, first within the call: counted twice is on the safe side.
+            # A record is applied within the call and once durable. The first time counts twice
+            # here, which errs on the safe side.
             beyond.append(took - sum(waits) + sum(records))
             snapshots.append(took)
             assert len(waits) == 1, "a snapshot waits for one buffer"
@@ -122,5 +123,5 @@ def _stopwatch(owner: object, name: str, laps: list[float]) -> Iterator[None]:
 
 
 def _error(seconds: list[float]) -> float:
-    """Of a median: 1.25 times that of a mean, for what is roughly normal."""
+    """Return a median's standard error: 1.25 times that of a mean, for normal distributions."""
     return 1.25 * statistics.stdev(seconds) / math.sqrt(len(seconds))

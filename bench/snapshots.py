@@ -1,11 +1,11 @@
-"""What a thousand snapshots and two hundred clones cost: reading, creating, deleting, memory.
+"""Cost of a thousand snapshots and of two hundred clones: reading, creating, deleting, memory.
 
 usage: python -m bench.snapshots [chain|clones]... [--snapshots N] [--clones N] [--mib N]
            [--image-mib N] [--directory DIR]
 
 chain: two volumes get the same writes, a block of every page before each snapshot of one of them.
-Reads are compared by the processor time of the daemon's read path, in turns; what is read
-from disk is counted. Snapshots are made while fio writes at full speed through the NBD server;
+Reads of both are compared by the processor time of the daemon's read path, in turns; reads of the
+map from disk are counted. Snapshots are made while fio writes at full speed through the NBD server;
 see `bench.snapshot_load`.
 
 clones: of one image of incompressible data. Prints one JSON line per figure.
@@ -36,7 +36,7 @@ BLOCK = 4096
 MIB = 1 << 20
 PAGE_BYTES = PAGE_BLOCKS * BLOCK
 HOT_BLOCKS = 100
-"""Of each page, those written again and again, so that snapshots have some to themselves."""
+"""Blocks of each page that are overwritten again and again, so that snapshots hold old versions."""
 READS = 20_000
 ROUNDS = 11
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 @asynccontextmanager
 async def opened(directory: Path) -> AsyncIterator[tuple[Pool, list[MemberDevice]]]:
-    """The pool of a directory, made when it is not there."""
+    """Open the pool of a directory, and create it first if there is none."""
     file = directory / "member.img"
     device = FileDevice.open(file) if file.exists() else FileDevice.create(file, 32 << 30)
     offered = [MemberDevice(device, "member", "here")]
@@ -73,7 +73,7 @@ async def opened(directory: Path) -> AsyncIterator[tuple[Pool, list[MemberDevice
 
 
 async def fill(pool: Pool, name: str, size_bytes: int, rng: random.Random) -> None:
-    """A volume of bytes that do not compress."""
+    """Make a volume full of bytes that do not compress."""
     await pool.management.create_volume(name, size_bytes)
     device = pool.open_export(name)
     for offset in range(0, size_bytes, MIB):
@@ -83,7 +83,7 @@ async def fill(pool: Pool, name: str, size_bytes: int, rng: random.Random) -> No
 
 @contextmanager
 def counting(pool: Pool) -> Iterator[list[int]]:
-    """How many pieces of the map are read from disk, in the first item."""
+    """Count the pieces of the map that are read from disk, in the first item of the list."""
     count, real = [0], pool.segment_io.read_located
 
     async def counted(a: int, b: int, plain_bytes_max: int) -> bytes:
@@ -96,7 +96,7 @@ def counting(pool: Pool) -> Iterator[list[int]]:
 
 
 async def read_us(device: Volume, seed: int) -> float:
-    """Processor time of one random read of 4 KiB, everything being in memory."""
+    """Return the processor time of one random read of 4 KiB, in microseconds; all is in memory."""
     rng = random.Random(seed)
     offsets = [rng.randrange(device.size_bytes // BLOCK) * BLOCK for _ in range(READS)]
     slow = 0
@@ -109,7 +109,7 @@ async def read_us(device: Volume, seed: int) -> float:
 
 
 async def stored_bytes(pool: Pool) -> int:
-    """What all entries of the map hold, without the map itself; right after a checkpoint."""
+    """Return the stored bytes of all blocks, without the map; call it right after a checkpoint."""
     total = 0
     for layer in pool.blockmap.layers.values():
         for number in layer.directory.pages():
@@ -123,14 +123,14 @@ async def stored_bytes(pool: Pool) -> int:
 
 
 async def settle(pool: Pool) -> None:
-    """Let checkpoints give back all that is deleted."""
+    """Run checkpoints until the space of all deleted layers is free."""
     await pool.checkpoint()
     while pool.checkpointer.has_more_to_free:
         await pool.checkpoint()
 
 
 class Chain:
-    """A volume with many snapshots beside one with none."""
+    """Measures a volume with many snapshots beside one without."""
 
     def __init__(self, directory: Path, options: argparse.Namespace) -> None:
         self._directory = directory
@@ -229,7 +229,7 @@ class Chain:
 
 
 class Clones:
-    """Many clones of one image."""
+    """Measures many clones of one image."""
 
     def __init__(self, directory: Path, options: argparse.Namespace) -> None:
         self._directory = directory
@@ -249,7 +249,7 @@ class Clones:
     async def _create(self, pool: Pool) -> None:
         took = [await self._clone(pool, f"c{i}") for i in range(self._count)]
         tracemalloc.start()
-        await self._clone(pool, "more")  # the newest write buffer is kept: 4 MiB
+        await self._clone(pool, "more")  # because the newest write buffer of 4 MiB stays in memory
         gc.collect()
         before = tracemalloc.get_traced_memory()[0]
         for i in range(self._count):
@@ -272,7 +272,7 @@ class Clones:
         real = pool.segment_io.try_read
 
         def noting(number: int, offset: int, length: int) -> memoryview | None:
-            if length == BLOCK and not offset % BLOCK:  # else it is a piece of the map
+            if length == BLOCK and not offset % BLOCK:  # all other reads are pieces of the map
                 places.add((number, offset))
             return real(number, offset, length)
 

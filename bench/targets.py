@@ -1,4 +1,4 @@
-"""What is measured: our daemon, and qemu-nbd on the same disk."""
+"""Runs the measured servers, our daemon and qemu-nbd on the same disk, and drives them with fio."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ FIO_LIMIT_S = 120.0
 
 @dataclass(frozen=True)
 class Target:
-    """Where to find each kind of volume."""
+    """A server's name, and the URI of each kind of volume."""
 
     name: str
     uris: dict[str, str]
@@ -25,7 +25,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Figure:
-    """One run: requests and bytes a second, and how long the slowest hundredth took."""
+    """Result of one run: requests and bytes per second, and the 99th percentile of latency."""
 
     iops: float
     mib_s: float
@@ -33,7 +33,7 @@ class Figure:
 
 
 def write_random_file(file: Path, size_bytes: int) -> None:
-    """Bytes that do not compress, so that all blocks are stored raw."""
+    """Write a file of bytes that do not compress, so that all blocks are stored raw."""
     with Path("/dev/urandom").open("rb") as source, file.open("wb") as target:
         for _ in range(size_bytes // MIB):
             target.write(source.read(MIB))
@@ -41,7 +41,7 @@ def write_random_file(file: Path, size_bytes: int) -> None:
 
 @contextlib.contextmanager
 def cenote(directory: Path, filling: Path) -> Iterator[tuple[Target, PoolDaemon]]:
-    """A pool of one file: a filled volume, and a clone of another."""
+    """Run our daemon on a pool of one file with a filled volume, and a clone of another."""
     size_bytes = filling.stat().st_size
     with pool_daemon(directory, member_size="64G") as daemon:
         daemon.start()
@@ -57,7 +57,7 @@ def cenote(directory: Path, filling: Path) -> Iterator[tuple[Target, PoolDaemon]
 
 @contextlib.contextmanager
 def qemu_nbd(directory: Path, filling: Path) -> Iterator[Target]:
-    """qemu-nbd on a filled raw file, and another on a qcow2 overlay of a second one."""
+    """Run qemu-nbd on a filled raw file, and another on a qcow2 overlay of a second such file."""
     plain, base, thin = (directory / name for name in ("plain.raw", "base.raw", "thin.qcow2"))
     for file in (plain, base):
         shutil.copyfile(filling, file)
@@ -89,7 +89,7 @@ def _process(command: list[str], socket: Path) -> Iterator[None]:
 def measure(
     target: Target, workload: Workload, directory: Path, size_bytes: int, seconds: float, seed: int
 ) -> Figure:
-    """One run of fio."""
+    """Run fio once."""
     job = workload.fio_job(target.uris[workload.kind], size_bytes, seconds, seed)
     text = run("fio", *job, cwd=directory, limit_s=seconds + FIO_LIMIT_S)
     result = json.loads(text[text.index("{") : text.rindex("}") + 1])["jobs"][0]
@@ -97,6 +97,6 @@ def measure(
     side = result["read" if workload.reads else "write"]
     p99_ns = side["clat_ns"]["percentile"]["99.000000"]
     if workload.every_write_flushed:
-        # fio counts the flush apart from the write before it.
+        # The latency is that of write and flush, which fio reports apart.
         p99_ns += result["sync"]["lat_ns"]["percentile"]["99.000000"]
     return Figure(side["iops"], side["bw_bytes"] / MIB, p99_ns / 1000)

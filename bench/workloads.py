@@ -1,10 +1,10 @@
-"""The workloads, by name: what fio is told, and on what kind of volume.
+"""The workloads, by name: the options of fio, and the kind of volume.
 
 `plain` is a volume against a raw file behind qemu-nbd, both filled with bytes that do not
 compress; `thin` is a clone of such a volume against a qcow2 overlay of such a file.
 
-Both are filled by the first runs and stay so: later runs rewrite what the overlay has allocated
-already, which is its easy case. What it does with fresh clusters shows in `iops_min`.
+The first runs fill both, and they stay full: later runs rewrite clusters that the overlay has
+allocated already, which is its easy case. `iops_min` shows its speed with fresh clusters.
 """
 
 from dataclasses import dataclass
@@ -27,11 +27,11 @@ class Workload:
 
     @property
     def reads(self) -> bool:
-        """Whether it is reads that are measured."""
+        """Whether the workload measures reads."""
         return "read" in self.pattern
 
     def fio_job(self, uri: str, size_bytes: int, seconds: float, seed: int) -> list[str]:
-        """The options of fio for one run."""
+        """Return the options of fio for one run."""
         job = [
             f"--name={self.name}", "--ioengine=nbd", f"--uri={uri}", f"--rw={self.pattern}",
             f"--bs={self.block_bytes}", f"--iodepth={self.depth}", f"--size={size_bytes}",
@@ -39,7 +39,7 @@ class Workload:
             "--norandommap", "--randrepeat=0", "--refill_buffers", "--output-format=json",
         ]  # fmt: skip
         if self.reads:
-            # Bytes to write are made even for reads otherwise, at the client's cost.
+            # Otherwise fio fills buffers even for reads, which costs the client time.
             job.remove("--refill_buffers")
         if self.every_write_flushed:
             # Not fdatasync: fio's nbd engine refuses it (3.33). Both are one NBD flush.

@@ -1,6 +1,6 @@
-"""Writes FORMAT.md from the docstrings that define the bytes, so that the two cannot differ.
+"""Writes FORMAT.md from the docstrings that define the on-disk format, so that both stay equal.
 
-python -m tools.format_md        write it
+usage: python -m tools.format_md
 """
 
 import inspect
@@ -57,7 +57,7 @@ SECTIONS: list[tuple[str, ModuleType]] = [
 
 
 def render() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [HEAD]
     for title, module in SECTIONS:
         path = module.__name__.replace(".", "/") + ".py"

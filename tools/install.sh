@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Install what is missing: `install.sh run` for the daemon, `install.sh test` also for all tests.
-# Debian packages only where something is missing, which needs root or sudo; Python packages go
-# into .venv. Harmless to repeat.
+# Install missing packages: `install.sh run` for the daemon, `install.sh test` also for all tests.
+# It installs only missing Debian packages, which needs root or sudo, and Python packages into
+# .venv. It is harmless to repeat.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,7 +12,7 @@ TEST_PACKAGES=(
     fio             # load, verification, benchmarks
     libnbd-bin      # nbdinfo, nbdcopy, nbdfuse
     nbd-client      # the kernel's client
-    nbdkit          # a server to be a client of
+    nbdkit          # a server for our client
     python3-libnbd  # nbdsh
     qemu-utils      # qemu-img, qemu-io, qemu-nbd
     xfsprogs        # mkfs.xfs, xfs_repair
@@ -34,10 +34,10 @@ fail() {
     exit 1
 }
 
-# Install those of the given packages, and of Python itself, that are missing.
+# Install the missing ones of the given packages and of Python's own.
 install_debian() {
     local package missing=()
-    # ensurepip is what Debian leaves out of python3 and puts into python3-venv.
+    # Debian puts ensurepip into python3-venv, not into python3.
     "$PYTHON" -c "import ensurepip, venv" 2>/dev/null || missing+=(python3 python3-venv)
     for package in "$@"; do
         is_installed "$package" || missing+=("$package")

@@ -155,7 +155,7 @@ def test_a_failed_member_is_recorded_with_the_last_superblocks_it_got() -> None:
 def test_superblocks_of_one_daemon_are_no_split_pool() -> None:
     """Goal: a stale member comes back to a member that was never in sync with it.
 
-    Method: the member was brought level and failed at once, so that the others have no record of
+    Method: the member was brought up to date and failed at once, so that the others do not know
     the superblock that the same daemon gave it and that arrived nevertheless.
     """
     world = new_world(TWO_OF_THREE, 15)

@@ -71,7 +71,7 @@ def forced(world: SimWorld, shape: Shape, absent: int) -> Attached | None:
 
 
 def choose(world: SimWorld, shape: Shape, rng: random.Random, lying: int | None) -> Attached:
-    """Choose all members mostly, and sometimes some of them, stale members missing or others."""
+    """Choose mostly all members; sometimes leave out stale members, or members in sync."""
     dice = rng.random()
     if shape.copies == 1 or dice < 0.7:
         return everybody(world, shape)

@@ -341,7 +341,7 @@ COMBINATIONS = [(name, mode) for name in ("memory", "volume") for mode in Mode]
 
 @pytest.mark.parametrize(("name", "mode"), COMBINATIONS)
 async def test_every_byte_is_as_the_model_says(tmp_path: Path, name: str, mode: Mode) -> None:
-    """48,000 requests, together with those of the short test."""
+    """48,000 requests over all parameters."""
     print("seed=1")
     await history(tmp_path, name, mode, 1, 48_000 // len(COMBINATIONS))
 

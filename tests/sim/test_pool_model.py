@@ -1,9 +1,8 @@
 """Compares a pool with plain dictionaries: random operations in any order, power cuts included.
 
-Rules only note operations, with a model of names that is always certain, because every change of
-the catalogue is durable when it returns. At the end all operations are carried out, and `History`
-knows which bytes a power cut may leave. A new operation is a rule that calls `self.do` with an
-async function.
+Rules only note operations; the model of names is certain, as every change of the catalogue is
+durable when it returns. At the end all operations are carried out, and `History` knows the bytes
+that a power cut may leave. A new operation is a rule that calls `self.do` with an async function.
 """
 
 import random

@@ -100,6 +100,7 @@ def _reads_inline(fd: int) -> bool:
 
 
 def _lock(fd: int, path: Path, *, shared: bool) -> None:
+    """Lock a file against other daemons and tools (R16). Raises BusyError."""
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:

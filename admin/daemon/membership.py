@@ -77,7 +77,7 @@ class Membership:
     def settle(self) -> None:
         """Record the members, right after the pool was opened.
 
-        Removes devices from the record that were to be added and did not become members.
+        Removes from the record the devices whose adding was begun and that did not become members.
         """
         known = {member.uuid: member for member in self._record.members}
         paths = set()
@@ -157,7 +157,8 @@ class Membership:
 
         Raises:
             NotFoundError: no member has this path or UUID.
-            InvalidArgumentError, DeviceError: the device has not become larger, or cannot.
+            InvalidArgumentError, DeviceError: the device has not become larger, or cannot be
+                made larger.
         """
         _check_size(size_bytes)
         async with self._lock:

@@ -40,7 +40,8 @@ class AddedRecord:
 class PoolRecord:
     """The pool of a home.
 
-    `created` is the time of the record, UTC, ISO 8601; `config` is None for the built-in one.
+    `created` is the time of the record, UTC, ISO 8601; `config` is None for the built-in
+    configuration.
     """
 
     pool: UUID
@@ -89,8 +90,8 @@ def write_durably(path: Path, text: str) -> None:
 
 
 def choose_config(home: Home, file: Path | None) -> Config:
-    """The configuration to use: `file`, else the home's last one, else the built-in one; with the
-    members that were added by command.
+    """The configuration to use: `file`, else the home's last one, else the built-in configuration;
+    with the members that were added by command.
 
     Raises:
         ConfigError: the file is missing or wrong.

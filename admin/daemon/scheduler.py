@@ -73,7 +73,8 @@ class Scheduler:
     # -- listing
 
     def schedules(self) -> dict[str, Schedule]:
-        """All schedules by name; one of the configuration hides one that was set."""
+        """All schedules by name; a schedule of the configuration hides one of the same name that
+        was set by command."""
         return {**self._management.schedules(), **self._configured}
 
     def infos(self) -> list[ScheduleInfo]:
@@ -172,7 +173,7 @@ class Scheduler:
 
         Raises:
             NotFoundError: there is no such schedule, or no volume matches it.
-            DeviceError: the pool failed to; the scheduler tries again as after any failure.
+            DeviceError: the pool failed; the scheduler tries again as after any failure.
         """
         schedule = self._find(name)
         if not self._volumes(schedule):

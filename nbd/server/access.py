@@ -29,8 +29,8 @@ class Peer:
 class AccessRule:
     """Access to the exports that match a pattern of `exports` (`*`, `?` and `[a-z]` as in a shell).
 
-    Without `certificates` and `uids` every client has it; with either, only clients named in one
-    of them: user ids count on Unix sockets, names of certificates where clients show one.
+    Without `certificates` and `uids` every client has this access; with either, only clients named
+    in one of them: user ids count on Unix sockets, names of certificates where clients show one.
     """
 
     exports: tuple[str, ...]

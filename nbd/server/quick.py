@@ -20,7 +20,7 @@ from nbd.server.terms import Counters, Terms
 from nbd.server.transmission import RequestParser
 
 BATCH_REQUESTS_MAX = 256
-"""Requests of one batch: their replies are sent before the client has none in flight."""
+"""Most requests of one batch, so its replies leave while the client still has some in flight."""
 BATCH_BYTES_MAX = 1 << 20
 """Read data of one batch: larger ones would only take more memory."""
 

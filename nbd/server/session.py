@@ -153,7 +153,7 @@ class Session:
             raise failure
 
     def _drop_unawaited(self) -> None:
-        """Cancel requests whose answers cannot be sent, but carry out those before a DISC."""
+        """Cancel requests in flight when sending has failed; after a DISC they are finished."""
         if self._nursery is not None and not self._disconnecting:
             self._nursery.cancel_scope.cancel()
 
@@ -200,7 +200,7 @@ class Session:
                 turn = -(-(YIELD_WORK - work) // WORK_PER_LOOK)
                 singles, count, more = self._quick.serve_singles(turn)
                 work += singles * WORK_PER_LOOK
-                # Count only the last batch for `pace`: singles came at a queue depth of 1.
+                # `pace` gets only the last batch: requests served one by one came at queue depth 1.
                 served_before += max(singles - 1, 0) if count is None else singles
                 pace.looked(found=singles, missed=count is None and singles < turn)
                 if sender.replies:
@@ -246,7 +246,8 @@ class Session:
         return True
 
     def _may_serve_singles(self) -> bool:
-        """Whether the client's next request is all there is to do, and TLS hides none of it."""
+        """Whether no request is half received and the socket has no TLS, so that requests can be
+        served one by one; False while the session stops."""
         return not (self._stopping or self._receiver.decrypts) and self._parser.is_empty()
 
     def _serve_batch(self) -> bool:

@@ -27,7 +27,8 @@ class Counters:
 @dataclass(frozen=True, slots=True)
 class Terms:
     """The outcome of a negotiation. `flags` were advertised; `extended`: requests have extended
-    headers; `contexts`: of BLOCK_STATUS, by number; `early`: bytes behind the last option."""
+    headers; `contexts`: names of metadata contexts, by number; `early`: bytes behind the last
+    option."""
 
     flags: ExportFlag
     replies: Replies

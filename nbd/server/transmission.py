@@ -47,7 +47,7 @@ FILTER_CONTEXTS_MAX = 256
 
 _REQUEST = struct.Struct(">IHHQQI")
 _EXTENDED = struct.Struct(">IHHQQQ")
-_TYPE_AT = 7  # of the low byte of the type, in either form
+_TYPE_AT = 7  # offset of the low byte of the type in either header
 _WRITE = int(Command.WRITE)
 _PAYLOAD_LEN = int(CommandFlag.PAYLOAD_LEN)
 _MEMORY_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS

@@ -183,7 +183,8 @@ class Checkpointer:
             await self._put_page(frozen, layer, number, merged)
 
     async def _write_whole(self, frozen: Frozen, layer: Layer, budget: int) -> int:
-        """Write a base for up to `budget` pages of a layer without one; returns their number."""
+        """Write a base for up to `budget` pages of a layer that have none; returns the number of
+        pages written."""
         done = 0
         for number in layer.directory.without_base():
             if done >= budget:
@@ -295,8 +296,8 @@ class Checkpointer:
                 # Another flush failed meanwhile, and may have lost this metadata (R4).
                 raise MetaWriteError([])
         if any(self._table.is_degraded(segment) for segment in self._meta.written):
-            # A member failed elsewhere meanwhile, stale since a commit that may be this one: when
-            # it comes back, it would not be known to miss this metadata (R5).
+            # A member failed meanwhile. It may be recorded stale since the very commit of this
+            # checkpoint, and then would not be known to miss this metadata when it comes back (R5).
             raise MetaWriteError([])
 
     # -- afterwards

@@ -14,8 +14,8 @@ So the I/O follows the smaller of the two layers. Cached pages stay valid, as th
 child's blocks does not change. Pages that name the place of a parent's block before the cleaner
 moved it are dropped: the entry was a hint, and now it has to be exact. When the parent stores
 nothing any more, it leaves the tree. The deltas of the child's descendants count from the nearest
-base in their ancestry; whichever base the merged page keeps or gets, it holds no change that those
-deltas do not repeat.
+base in their ancestry; whichever base the merged page keeps or gets, it holds no change that the
+descendants' deltas do not repeat.
 """
 
 import trio
@@ -30,8 +30,8 @@ PAGES_PER_TURN = 8
 """Pages between two turns of other tasks: a page takes some 100 us."""
 
 CHUNK_COST_PAGES = 8
-"""Pages that a directory chunk counts as: two whole chunks are held in memory until the checkpoint
-is done, and written."""
+"""Pages that a directory chunk counts as: the parent's and the child's whole chunk are held in
+memory until the checkpoint is done, and written."""
 
 
 class Merger:
@@ -90,8 +90,8 @@ class Merger:
             merged.changed |= inherited
             base = child_row[:2]
         else:
-            # The child's delta repeats the entries of the parent's, but not that an earlier merge
-            # made some of them the parent's own.
+            # The child's delta repeats the entries of the parent's delta, but not those that an
+            # earlier merge made the parent's own.
             merged.changed |= theirs.changed
             base = parent_row[:2]
         row = [*base, 0, 0]

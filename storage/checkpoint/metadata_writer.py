@@ -40,7 +40,8 @@ class MetaWriter:
         self.bytes_written = 0
         """Bytes written since the pool was opened."""
         self.commit = 0
-        """The commit that is checkpointed; a member stale since an earlier one misses this."""
+        """The commit that is checkpointed; a member that is stale since an earlier commit lacks
+        this metadata."""
         self._segment_io = segment_io
         self._table = table
         self._align = align

@@ -80,7 +80,8 @@ class Relocator:
                 continue  # checkpoints give back its pages soon
             for number in frozen.chunk_numbers(layer):
                 if layer.directory.located.get(number, (0, 0))[0] >> SEGMENT_SHIFT in numbers:
-                    frozen.chunk(layer, number)  # a staged chunk is written anew
+                    # Staging the chunk makes this checkpoint write it again.
+                    frozen.chunk(layer, number)
                     budget -= CHUNK_BYTES
                 for page in frozen.pages_in(layer, number, victims):
                     if budget <= 0 or self._table.free_segments() < FREE_SEGMENTS_MIN:
@@ -116,7 +117,7 @@ class Relocator:
     async def _relocate_page(
         self, frozen: Frozen, layer: Layer, number: int, victims: set[int]
     ) -> int:
-        """Write and stage one page anew; returns the bytes that it counts as."""
+        """Write and stage one page anew; returns the bytes to take off the budget."""
         row = frozen.row(layer, number)
         assert row is not None
         there = [at for at in (0, 2) if row[at] >> SEGMENT_SHIFT in victims]

@@ -74,7 +74,7 @@ class Cleaner:
         self.on_gain: Callable[[int], None] = lambda gain_bytes: None
         """Called with the bytes gained by each window of a victim: its size less moved bytes."""
         self.heat = Heat(table.total_segments() * table.segment_bytes >> BLOCK_SHIFT)
-        """Counts of writes to blocks; its owner has to note each durable write there."""
+        """Counts of writes to blocks; the pool calls `heat.written` for each durable write."""
         self._env = env
         self._table = table
         self._segment_io = segment_io
@@ -83,7 +83,7 @@ class Cleaner:
         self._mover = mover
         self._liveness = liveness
         self.emptied: dict[int, int] = {}
-        """Victims whose moves are durable, by number: the commit since which they are. The next
+        """Victims whose moves are durable: number -> the commit that made them durable. The next
         checkpoint frees them."""
         self._tries: dict[int, int] = {}
         self._lock = trio.Lock()
@@ -184,10 +184,10 @@ class Cleaner:
                 self.on_gain(len(window.data) - (self._mover.bytes_written - before))
 
     def _by_role(self, parcels: list[Parcel]) -> dict[Role, list[Parcel]]:
-        """Group parcels by the kind of segment that they go to; each layer's stay together.
+        """Group parcels by the kind of segment that they go to; parcels of one layer stay together.
 
         Parcels are stored victim by victim. Batches from several victims would cost fewer headers,
-        but the space that is left could go to one half of each, and then no victim is emptied.
+        but the space that is left could go to one half of each victim, and then none is emptied.
         """
         found: dict[Role, list[Parcel]] = {}
         for layer, group in itertools.groupby(parcels, lambda parcel: parcel.layer):
@@ -212,5 +212,6 @@ class Cleaner:
             return []
 
     def rest(self) -> None:
-        """Seal segments being filled that hold nothing alive: for times without work to do."""
+        """Seal unfinished segments in which nothing is alive. Called when there is nothing to
+        clean."""
         self._mover.rest()

@@ -192,7 +192,8 @@ class Mover:
             await buffer.done.wait()
             if buffer.error is not None:
                 raise buffer.error
-        # Only now: a segment that seems dead after some commits may be named by the next of them.
+        # Only after the last commit: before that, a segment may seem dead that the next of these
+        # commits names.
         for segment in written:
             segment.last_commit = self.durable_commit()
 
@@ -227,7 +228,7 @@ class Mover:
             await self._roster.publish()
 
     def rest(self) -> None:
-        """Seal segments being filled in which nothing is alive any more, so that they are freed."""
+        """Seal unfinished segments in which nothing is alive, so that checkpoints free them."""
         for outlet in self._outlets.values():
             if outlet.segment is not None and not outlet.segment.live_bytes:
                 self._leave(outlet)

@@ -31,7 +31,7 @@ writers until the checkpoint is done. With 3.5 there were often none in pools of
 writers waited for each batch."""
 
 STEPS_MAX = 1000
-"""Steps for one writer; each may free something, or is the last."""
+"""Most steps for one writer; a step that finds nothing more to free is the last."""
 
 PAUSE_S = 1.0
 """Seconds between a failure and the next try."""
@@ -58,7 +58,8 @@ class Reclaimer:
         self._batched = trio.Event()
         """Set when enough segments are emptied for a checkpoint."""
         self._exact_at = -1
-        """Commit of the last checkpoint made for a writer; another of it would free nothing."""
+        """Commit of the last checkpoint made for a writer; another checkpoint of the same commit
+        would free nothing."""
         self._in_vain_at = -1
         """Commit at which the cleaner found no segment worth cleaning."""
         self._at_work = 0
@@ -93,8 +94,8 @@ class Reclaimer:
 
     def _gained(self, gain_bytes: int) -> None:
         # The more segments are lacking, the less of the gain writers get, but at least half: when
-        # they got all of it, the segments free soon never became enough again, and writers stopped
-        # at each batch.
+        # writers got all of the gain, the segments free soon never became enough again, and writers
+        # stopped at each batch.
         lacking = min(max(0, self._lacking()), self._wanted())
         self._space.gained(int(gain_bytes * (1 - lacking / (2 * self._wanted()))))
         self._wake_writers()

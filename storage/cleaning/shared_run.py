@@ -8,8 +8,8 @@ import trio
 class SharedRun:
     """Runs a job for the tasks that call it, one run at a time.
 
-    All calls made during a run share the next run: the run under way may already have passed the
-    changes that they want it to see.
+    All calls made during a run share the next run: a run under way may already be past the changes
+    that the callers want it to see.
     """
 
     def __init__(self, job: Callable[[], Awaitable[None]]) -> None:

@@ -96,7 +96,7 @@ def unpack(data: bytes) -> Root:
     """Read a root.
 
     Raises:
-        DamagedError: the bytes are no root of this version.
+        DamagedError: the bytes are no root of this version (R18).
     """
     stored = values.decode(data)
     try:

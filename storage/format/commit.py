@@ -246,7 +246,8 @@ def decode_table(table: Buffer) -> Records:
     """Read a record table whose digest is right.
 
     Raises:
-        DamagedError: the records do not add up, or a type that must not be skipped is unknown.
+        DamagedError: the records do not add up, or a type that must not be skipped is unknown
+            (R19).
     """
     records = Records()
     for kind, flags, layer, body in _walk(memoryview(table)):

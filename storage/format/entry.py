@@ -11,7 +11,7 @@
 
 The same two words locate metadata (pages, directories, tables), as extents of one "block".
 The checksum lies with the pointer, so a lost, misdirected or stale write is found,
-not just a flipped bit. A location never changes its meaning: segment numbers
+not just a flipped bit. A location never changes its meaning (R13): segment numbers
 are not reused and segments are append-only.
 """
 

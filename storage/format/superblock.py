@@ -266,7 +266,8 @@ def decode(data: Buffer) -> Superblock | None:
     """Read a superblock; None when the bytes hold none, or a torn one.
 
     Raises:
-        FormatVersionError: a newer Cenote wrote it, or it has incompatible features unknown here.
+        FormatVersionError: a newer Cenote wrote it, or it has incompatible features unknown here
+            (R19).
         DamagedError: the checksum is right but the fields make no sense.
     """
     body = memoryview(data)

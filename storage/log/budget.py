@@ -29,11 +29,12 @@ without spare room would cost without end, and checkpoints and deletes have to w
 The segments that the cleaner emptied cool down in this reserve as well."""
 
 META_FRACTION = 256
-"""One segment in so many is kept for a checkpoint that writes the whole map, 11 bytes a block."""
+"""One segment in 256 is kept for a checkpoint that writes the whole map, 11 bytes a block."""
 
 WRITER_SEGMENTS = 4
-"""With no more segments free, metadata aside, writers wait for the cleaner: it needs one for moved
-blocks, the log one for the moves, a checkpoint one, and one may just be full."""
+"""Writers wait for the cleaner when no more segments than these are free, besides those kept for
+metadata: one for moved blocks, one for the log of the moves, one for a checkpoint, and one that may
+just be full."""
 
 CLEANER_SEGMENTS = 2
 """The cleaner leaves so many segments free: one for the log of its moves, one for a checkpoint."""
@@ -132,8 +133,9 @@ class SpaceBudget:
 
     @property
     def comes_back(self) -> bool:
-        """Whether a writer does better to wait for space than to call `make_room`: that returns
-        when its step is done, mostly a checkpoint, though space came back at the beginning of it.
+        """Whether a writer does better to wait for space than to call `make_room`: `make_room`
+        returns only when its step is done, mostly a checkpoint, though space came back at the
+        beginning of it.
         """
         return not self.is_full and self.is_reclaiming()
 
@@ -192,7 +194,7 @@ class SpaceBudget:
         self.claim(buffer, self._worst(buffer.capacity))
 
     def claim(self, buffer: WriteBuffer, claim_bytes: int) -> None:
-        """Count so many more bytes that the buffer's commit will take of the log."""
+        """Raise the buffer's claim on the log by this many bytes."""
         buffer.claim_bytes += claim_bytes
         self._outstanding += claim_bytes
 

@@ -103,8 +103,8 @@ class Log:
             self._nursery.start_soon(self._encode_ahead, buffer)
 
     async def run(self) -> None:
-        """Commit for ever; the pool's nursery runs this, and only that cancels it. When it ends,
-        every waiter gets an error."""
+        """Commit for ever; the pool's nursery runs this, and nothing else cancels it. When it
+        ends, every waiter gets an error."""
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
@@ -269,7 +269,7 @@ class Log:
                     self._space.released(written.buffer)
                     written.buffer.done.set()
                 settled += 1
-        finally:  # a commit that the map did not take stays: `die` tells its waiters
+        finally:  # if the map refuses a commit, it stays retained, and `die` fails its waiters
             del self._retained[:settled]
         self._retained_bytes = 0
         self._relocations = 0

@@ -187,7 +187,7 @@ class Intake:
         return self.open
 
     async def wait_for_room(self) -> None:
-        """Wait until it is worth trying again to put blocks, or free space. Raises as `put`."""
+        """Wait until putting blocks may succeed, or free space (`make_room`). Raises as `put`."""
         if self.failure is not None:
             raise self.failure
         if self.stalled:
@@ -263,7 +263,8 @@ class Intake:
 
     async def _refuse_left(self) -> None:
         if self._left:
-            # Mostly a cancellation ended the pool; if it is the caller's as well, it comes first.
+            # Mostly a cancellation ended the pool. If this task is cancelled as well, Cancelled
+            # comes before ClosedError.
             await trio.lowlevel.checkpoint_if_cancelled()
             raise ClosedError("the pool was left without being closed")
 

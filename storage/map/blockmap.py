@@ -144,7 +144,8 @@ class BlockMap(PageReader):
         self._cost -= PAGE_COST_BYTES if page.owner == layer.number else ALIAS_COST_BYTES
 
     def _drop(self, layer: Layer, number: int) -> None:
-        """Take a page out of the cache; the clock settles its cost when it passes."""
+        """Take a page out of the cache; its memory is taken off the cache's cost when the clock
+        hand reaches it."""
         layer.pages.pop(number, None)
 
     def drop_stale(self, layer: Layer, first: int, end: int) -> None:

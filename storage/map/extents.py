@@ -92,7 +92,7 @@ class Extents:
     def try_extents(self, layer: Layer, offset: int, length: int) -> list[Extent] | None:
         """Describe a whole range without suspending; None when that is not possible.
 
-        It is not when a page has to be read, and for a range that is empty or longer than
+        It is not possible when a page has to be read, and for a range that is empty or longer than
         `TRY_BYTES_MAX`. Cost: about 10 us for a page.
         """
         if not 0 < length <= TRY_BYTES_MAX:
@@ -212,7 +212,8 @@ class Overlays:
 def _zero_flags(
     pages: list[tuple[int, Page]], overlays: Overlays | None, first: int, end: int
 ) -> Flags:
-    """Which blocks of [first, end) read as zeroes; blocks of pages that are not given do."""
+    """Which blocks of [first, end) read as zeroes; blocks of pages that are not given count as
+    zero."""
     number, page = pages[0]
     if len(pages) == 1 and first >> PAGE_SHIFT == end - 1 >> PAGE_SHIFT:
         zero = _zeroes_of(page, first, end)

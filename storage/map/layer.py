@@ -97,8 +97,8 @@ class Layer:
     def _pages_of_ancestors(self) -> PageSet:
         """The pages that ancestors have changed, and maybe some that no ancestor stores any more.
 
-        The set is taken over from the nearest ancestor that has one, as mostly the newest layer is
-        asked: only the layers from there on are added.
+        The set is taken from the nearest ancestor that has one, which loses it; that ancestor's
+        pages and those of the layers between are added. Mostly the newest layer asks.
         """
         if self._ancestor_pages is None:
             self._ancestor_pages, between = PageSet(), []
@@ -137,7 +137,7 @@ class Layer:
 
     def drained_overlays(self) -> list[Overlay]:
         """The overlays that a read has to look at: the layer's own, newest first, then those of
-        its ancestors. Ancestors without overlays leave `inherited`.
+        its ancestors. Ancestors that have no overlays left are removed from `inherited`.
         """
         if not self.inherited:
             return self.overlays
@@ -165,8 +165,8 @@ def changed_pages(layers: Sequence[Layer], low: int, end: int, most: int = PAGES
 
 
 def apart(one: Layer, other: Layer | None) -> list[Layer]:
-    """The layers that are in the ancestry of only one of the two, a layer being part of its own:
-    the two can differ only in pages that these layers have changed."""
+    """The layers that are in the ancestry of only one of the two, where each layer belongs to its
+    own ancestry: the two can differ only in pages that these layers have changed."""
     mine = list(one.ancestry())
     theirs = [] if other is None else list(other.ancestry())
     common = {*mine} & {*theirs}

@@ -1,11 +1,12 @@
 """Counts the blocks and bytes that each layer stores, exactly at every checkpoint.
 
-Every stored block belongs to one layer, so the layers add up to all data, and with the map to all
-live bytes of the segments. Counts move with the blocks:
+Every stored block belongs to one layer, so the counts of all layers add up to all data, and with
+the bytes of the map to all live bytes of the segments. Counts move with the blocks:
 
     a layer that is merged      counts as part of the child that it is merged into, from the first
                                 checkpoint on, though its pages follow piece by piece
-    a layer that is dying       counts as DELETED, together with all other dying layers
+    a layer that is dying       (deleted, without children) counts as DELETED, together with all
+                                other dying layers
 
 A checkpoint changes a copy and stores it; between checkpoints the counts are those of the last one.
 """

@@ -92,6 +92,7 @@ async def create_pool(
         )
         for each in members
     )  # fmt: skip
+    # Commits start on the largest physical block of the members, fixed here for good (R15).
     sb = Superblock(
         pool_uuid=env.new_uuid(), member_index=0, holder=env.new_uuid(), epoch=0, sequence=1,
         durable_commit=0, segment_bytes=segment,

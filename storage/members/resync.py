@@ -50,7 +50,7 @@ class Resync:
         missed = [s for s in self.table.all() if s.last_commit > since and _slot(s, member)]
         for segment in missed:
             if member.index in self.roster.last_holders(segment.copies):
-                # No member has more of it. Replay repaired its end, which must not be lost.
+                # No member has more of it. Replay repaired its end, which must not be lost (R3).
                 losses = self.losses.get(member.index, losses)
                 continue
             slot = _slot(segment, member)

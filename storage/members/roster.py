@@ -47,7 +47,7 @@ class Roster:
 
         They are the members in sync. If none is in sync, they are the members that became stale
         last, attached or not: as long as one of them was in sync, the log could go on in the
-        segment without the other members, and since then it could not.
+        segment without the other members, and since then it could not (R3).
         """
         rows = self.rows()
         holders = {copy.member for copy in copies}

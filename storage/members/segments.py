@@ -1,4 +1,4 @@
-"""The segment table: placement, state and live bytes by segment number; and the free slots.
+"""The segment table: place (R13), state, live bytes by segment number; and the free slots.
 
 Live bytes are upper bounds between checkpoints and exact at each one (R7). The slots of a
 segment that checkpoint K freed cool down: they are reusable after K+1, or once the pool was taken

@@ -61,7 +61,7 @@ def newest_of(found: Offered) -> Superblock:
                 f"members belong to different pools: {each.name} is of pool {sb.pool_uuid}, "
                 f"{newest_device.name} of {newest.pool_uuid}"
             )
-        if sb.me.uuid in seen:
+        if sb.me.uuid in seen:  # R16
             raise ForeignMemberError(
                 f"one member twice, is one a copy? detach one of: {seen[sb.me.uuid]}, {each.name}"
             )

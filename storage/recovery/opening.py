@@ -106,7 +106,8 @@ async def take(newest: Superblock, members: list[Member | None], env: Environmen
 
 
 async def load_root(sb: Superblock, table: SegmentTable, segment_io: SegmentIO) -> Root | None:
-    """Return the newest checkpoint's root, or None for a pool without a checkpoint.
+    """Return the newest checkpoint's root, or None for a pool without a checkpoint. Recovery reads
+    only what the root names (R8).
 
     Raises:
         DamagedError: no copy of the root is good.

@@ -117,11 +117,11 @@ class Management:
         return self.volume(new_name)
 
     async def promote(self, name: str) -> VolumeInfo:
-        """Give a clone the snapshots of its origin that it stands on; the origin then stands on
-        the clone's.
+        """Give a clone the snapshots of its origin that it depends on; the origin then depends on
+        snapshots of the clone.
 
         Raises:
-            InvalidArgumentError: it stands on none.
+            InvalidArgumentError: it depends on none.
             ExistsError: both have a snapshot of the same name.
             InUseError: such a snapshot has clients.
         """
@@ -130,11 +130,11 @@ class Management:
 
     async def flatten(self, name: str, *, on: bool = True) -> VolumeInfo:
         """Let a clone get copies of all that it inherits from other volumes, in the background,
-        also after a restart; then it stands alone. Its snapshots do, too. Not `on`: stop that;
-        what is copied stays.
+        also after a restart; then it and its snapshots are independent of them. Not `on`: stop
+        that; what is copied stays.
 
         Raises:
-            InvalidArgumentError: it stands alone already, or is not being flattened.
+            InvalidArgumentError: it is independent already, or is not being flattened.
         """
         await self._carry_out(self._registry.flatten(name, on=on))
         self._flattener.look()
@@ -189,8 +189,8 @@ class Management:
         await self._carry_out(self._registry.remove_schedule(name))
 
     async def delete_snapshot(self, volume: str, snapshot: str) -> None:
-        """Delete a snapshot, in any order: what stands on it keeps what it needs, and checkpoints
-        give the rest back.
+        """Delete a snapshot, in any order: volumes and snapshots that depend on it keep the data
+        that they need, and checkpoints give the rest back.
 
         Raises:
             InUseError: it has clients, or is protected.

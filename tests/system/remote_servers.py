@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import trio
 
 from nbd.client import ClientOptions, NbdDevice, open_nbd
 from tests.system.nbd_peers import certificates
-from tests.system.processes import PATIENCE_S, ROOT, ForkedProcess, wait_for_path
+from tests.system.processes import PATIENCE_S, POLL_S, ROOT, ForkedProcess, wait_for_path
 
 SIZE_BYTES = 1 << 20
 
@@ -196,6 +197,15 @@ class RemoteServer:
         """Stop it from working, or let it go on."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP if on else signal.SIGCONT)
+        # The signal reaches one thread after another, and the others go on meanwhile.
+        while on and any(state != "T" for state in thread_states(self._process.pid)):
+            time.sleep(POLL_S)
+
+
+def thread_states(pid: int) -> list[str]:
+    """The state of each thread of a process, as proc(5) calls it: T is stopped."""
+    files = Path(f"/proc/{pid}/task").glob("*/stat")
+    return [file.read_text().rpartition(")")[2].split()[0] for file in files]
 
 
 def kept_port() -> socket.socket:

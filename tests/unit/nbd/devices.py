@@ -6,6 +6,7 @@ import trio
 from typing_extensions import Buffer
 
 from blockdev.memory import MemoryDevice
+from tests.unit.hang import HANG_S
 from tests.unit.nbd.wire import MIB, Exports
 
 
@@ -60,7 +61,7 @@ class SlowDevice(MemoryDevice):
         await self._pass("cache")
 
     async def until_started(self, count: int) -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(HANG_S):
             while self.started < count:
                 await trio.sleep(0.001)
 

@@ -16,6 +16,7 @@ from nbd.server.access import AccessRule, decide
 from nbd.server.limits import Limits
 from nbd.server.listeners import TlsTerms, listen_unix
 from nbd.server.server import Server
+from tests.unit.hang import HANG_S
 
 PLAIN = TlsTerms()
 MIB = 1 << 20
@@ -203,7 +204,7 @@ class Running:
 
     async def idle(self) -> None:
         """Wait until every client is gone; assert that every device handle is closed."""
-        with trio.fail_after(5):
+        with trio.fail_after(HANG_S):
             while self.server.clients():
                 await trio.sleep(0.002)
         assert len(self.exports.closed) == len(self.exports.opened)
@@ -229,7 +230,7 @@ async def running(
     tls: TlsTerms = PLAIN,
     rules: Sequence[AccessRule] = (),
 ) -> AsyncIterator[Running]:
-    """Run a server on a Unix socket; the body must end within ten seconds."""
+    """Run a server on a Unix socket; the body must end within HANG_S."""
     exports = exports or Exports()
     server = Server(
         exports,
@@ -244,7 +245,7 @@ async def running(
         await server.serve([listen_unix(path, tls)], task_status=task_status)
         done.set()
 
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_S):
         async with trio.open_nursery() as nursery:
             await nursery.start(serve)
             run = Running(server, exports, path, done)

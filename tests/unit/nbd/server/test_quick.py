@@ -24,6 +24,7 @@ from nbd.server.sender import Sender
 from nbd.server.terms import Counters, Terms
 from nbd.server.transmission import RequestParser
 from tests.unit.nbd.devices import FailingDevice, SlowDevice
+from tests.unit.nbd.mock_clock import REAL_TIME
 from tests.unit.nbd.wire import (
     DF,
     DISC,
@@ -218,6 +219,7 @@ def test_a_client_that_does_not_read_gets_the_rest_later() -> None:
         assert taken == one * asked
 
 
+@REAL_TIME
 async def test_a_client_that_waits_for_each_answer_is_served_by_the_lane(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

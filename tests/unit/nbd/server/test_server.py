@@ -12,9 +12,12 @@ import trio.testing
 
 from blockdev.errors import BusyError, DeviceError, NoSpaceError
 from blockdev.memory import MemoryDevice
+from nbd.server.limits import Limits
 from nbd.server.listeners import listen_tcp, listen_unix
 from nbd.server.server import Server
+from tests.unit.hang import HANG_S
 from tests.unit.nbd.devices import FailingDevice, SlowDevice, serving
+from tests.unit.nbd.mock_clock import REAL_TIME
 from tests.unit.nbd.wire import (
     ACK,
     DF,
@@ -256,12 +259,13 @@ async def test_export_name_sends_zeroes_unless_the_client_declined_them(tmp_path
         assert await client.read(0, 4) == bytes(4)
 
 
+@REAL_TIME
 async def test_tcp_options_and_peer_addresses() -> None:
     """56."""
     exports = Exports()
-    server = Server(exports)
+    server = Server(exports, Limits(handshake_s=HANG_S, grace_s=HANG_S))
     listeners = listen_tcp("127.0.0.1", 0)
-    with trio.fail_after(5):
+    with trio.fail_after(HANG_S):
         async with trio.open_nursery() as nursery:
             await nursery.start(server.serve, listeners)
             port = listeners[0].sock.getsockname()[1]

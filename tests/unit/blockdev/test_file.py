@@ -19,6 +19,7 @@ from blockdev.errors import (
 )
 from blockdev.file import INLINE_BYTES_MAX, FileDevice
 from blockdev.openfile import OpenFile
+from tests.unit.hang import HANG_S
 
 KIB = 1024
 MIB = 1 << 20
@@ -182,7 +183,7 @@ async def test_read_ahead_fills_the_page_cache_without_waiting(path: Path) -> No
     os.posix_fadvise(device._fd, 0, 0, os.POSIX_FADV_DONTNEED)
     began = device.read_ahead(PAGE, PAGE)
     assert began == (device._inline_bytes >= 0)  # not on tmpfs
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_S):
         while began and device.try_read(PAGE, PAGE) is None:
             await trio.sleep(0.001)
     assert not device.read_ahead(MIB - PAGE, 2 * PAGE)

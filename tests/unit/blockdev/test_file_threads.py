@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 from blockdev import file, rawio
 from blockdev.errors import BusyError, ClosedError, DeviceError
 from blockdev.file import FLUSH_THREADS_MAX, IO_THREADS_MAX, FileDevice
+from tests.unit.hang import HANG_S
 
 MIB = 1 << 20
 PAGE = 4096
@@ -36,12 +37,12 @@ class Gate:
 
     def _write(self, fd: int, offset: int, view: memoryview, *, durable: bool = False) -> None:
         self.waiting += 1
-        assert self._event.wait(10)
+        assert self._event.wait(HANG_S)
         self._real(fd, offset, view, durable=durable)
 
 
 async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(HANG_S):
         while not condition():
             await trio.sleep(0.001)
 

@@ -9,6 +9,7 @@ from typing_extensions import Buffer
 
 from nbd.server.sender import Sender
 from nbd.tlssocket import ENCRYPT_BYTES_MAX, TlsSocket
+from tests.unit.hang import HANG_S
 from tests.unit.nbd.certificates import Certificates
 from tests.unit.nbd.secured import Pair, connect, receive
 
@@ -132,7 +133,7 @@ async def test_a_finished_drain_has_sent_the_last_byte(sockets: Pair, made: Cert
             await trio.lowlevel.checkpoint()
 
     got = bytearray()
-    with trio.fail_after(20):
+    with trio.fail_after(HANG_S):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send)
             while len(got) < len(expected):

@@ -6,6 +6,7 @@ import trio
 from blockdev.errors import ClosedError
 from storage.log.committer import ENCODE_INLINE_BLOCKS
 from storage.pool import open_pool
+from tests.unit.hang import HANG_S
 from tests.unit.storage.pools import MIB, new_members
 
 
@@ -23,5 +24,5 @@ async def test_a_flush_after_a_pool_ended_without_a_close_gets_closed_error() ->
             await device.write(0, bytes((ENCODE_INLINE_BLOCKS + 1) * 4096))
             scope.cancel()
             await trio.lowlevel.checkpoint()
-    with trio.fail_after(5), pytest.raises(ClosedError, match="left without being closed"):
+    with trio.fail_after(HANG_S), pytest.raises(ClosedError, match="left without being closed"):
         await device.flush()

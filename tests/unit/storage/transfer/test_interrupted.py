@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -23,6 +24,8 @@ from storage.format.values import decode, encode
 from storage.pool import Pool
 from storage.transfer import receive as receive_module
 from storage.transfer.stream import Decoder
+from storage.transfer.targets import Targets
+from tests.unit.hang import HANG_S
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, write
 from tests.unit.storage.streams import receive, sent
 from tests.unit.storage.transfer.test_transfers import content, new_volume, two_pools
@@ -241,7 +244,9 @@ async def test_a_volume_receives_one_stream_at_a_time() -> None:
         assert [v.name for v in theirs.management.volumes()] == ["v"]
 
 
-async def test_the_last_step_waits_for_a_client_that_closes_soon() -> None:
+async def test_the_last_step_waits_for_a_client_that_closes_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with two_pools() as (ours, theirs):
         stream = await prepared(ours, theirs)
         receiving = theirs.transfers.receive("v")
@@ -255,9 +260,20 @@ async def test_the_last_step_waits_for_a_client_that_closes_soon() -> None:
         rest = await sent(ours, "v@two", resume=partial_of(theirs)[1])
         assert len(rest) < 300
         handle = theirs.open_export("v")
+        monkeypatch.setattr(receive_module, "RETRIES", int(HANG_S / receive_module.RETRY_S))
+        right, refused = Targets.complete, trio.Event()
+
+        def noted(*args: Any, **how: Any) -> Any:
+            try:
+                return right(*args, **how)
+            except InUseError:
+                refused.set()
+                raise
+
+        monkeypatch.setattr(Targets, "complete", noted)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receive, theirs, rest, "v")
-            await trio.sleep(0.3)
+            await refused.wait()
             await handle.close()
         assert await content(theirs, "v") == await content(ours, "v")
 

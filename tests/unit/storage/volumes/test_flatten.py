@@ -5,13 +5,17 @@ from contextlib import suppress
 
 import pytest
 import trio
+import trio.testing
+from typing_extensions import Buffer
 
 from storage.catalogue import operations
 from storage.catalogue.catalogue import Catalogue
 from storage.catalogue.operations import Operation
 from storage.errors import InvalidArgumentError, NotFoundError
+from storage.map.layer import Layer
 from storage.pool import MemberDevice, Pool, PoolSettings
 from storage.volumes import flatten
+from tests.unit.hang import HANG_S
 from tests.unit.storage.pools import MIB, assert_clean, new_members, opened, read, write
 
 BLOCK = 4096
@@ -21,9 +25,33 @@ FAST = PoolSettings(flush_interval_s=0.01, checkpoint_interval_s=0.05)
 
 async def flattened(pool: Pool, name: str) -> None:
     """Wait until the flattening of a volume is finished."""
-    with trio.fail_after(60):
+    with trio.fail_after(HANG_S):
         while pool.management.volume(name).flattening is not None:
             await trio.sleep(0.005)
+
+
+class Held:
+    """The reader of a flattener, which waits for `gate` from the fourth read on."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.waits = trio.Event()
+        self.gate = trio.Event()
+        self._reads = 0
+        self._reader = pool.flattener._reader
+        pool.flattener._reader = self  # type: ignore[assignment]
+
+    async def read(self, layer: Layer, block: int, count: int) -> Buffer:
+        self._reads += 1
+        if self._reads > 3:
+            self.waits.set()
+            await self.gate.wait()
+        return await self._reader.read(layer, block, count)
+
+
+async def begun(held: Held) -> None:
+    """Wait until some blocks are copied, and others are not."""
+    with trio.fail_after(HANG_S):
+        await held.waits.wait()
 
 
 async def settle(pool: Pool) -> None:
@@ -213,8 +241,9 @@ async def test_flattening_continues_after_a_restart(members: list[MemberDevice])
         image = await filled(pool, "v", 3)
         await pool.management.create_snapshot("v", "s")
         await pool.management.clone("v", "s", "c")
+        held = Held(pool)
         await pool.management.flatten("c")
-        await trio.sleep(0.02)
+        await begun(held)
         assert pool.management.volume("c").flattening is not None
     async with opened(members) as pool:
         assert pool.management.volume("c").flattening is not None
@@ -231,11 +260,13 @@ async def test_flattening_can_be_stopped(members: list[MemberDevice]) -> None:
         await pool.management.clone("v", "s", "c")
         with pytest.raises(InvalidArgumentError, match="not being flattened"):
             await pool.management.flatten("c", on=False)
+        held = Held(pool)
         await pool.management.flatten("c")
-        await trio.sleep(0.01)
+        await begun(held)
         await pool.management.flatten("c", on=False)
         assert pool.management.volume("c").flattening is None
-        await trio.sleep(0.05)
+        held.gate.set()
+        await trio.testing.wait_all_tasks_blocked(0.05)
         assert pool.management.volume("c").origin == "v@s"
         assert await read(pool, "c", 0, SIZE) == image
     await assert_clean(members)
@@ -307,7 +338,7 @@ async def test_a_full_pool_keeps_room_for_clients(
         await pool.management.create_snapshot("v", "s")
         await pool.management.clone("v", "s", "c")
         await pool.management.flatten("c")
-        with trio.fail_after(60):
+        with trio.fail_after(HANG_S):
             while (state := pool.management.volume("c").flattening) and state.error is None:
                 await trio.sleep(0.01)
         assert state is not None

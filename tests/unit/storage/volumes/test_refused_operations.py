@@ -8,6 +8,7 @@ from storage.catalogue.catalogue import Catalogue
 from storage.catalogue.lineage import LayerChanges
 from storage.catalogue.operations import Operation
 from storage.errors import DamagedError
+from tests.unit.hang import HANG_S
 from tests.unit.storage.pools import new_members, opened
 
 
@@ -43,5 +44,5 @@ async def test_the_caller_of_a_misfit_gets_the_error(monkeypatch: pytest.MonkeyP
     with monkeypatch.context() as patch:
         async with opened(await new_members()) as pool:
             patch.setattr(operations, "apply", misfit)
-            with trio.fail_after(10), pytest.raises(DamagedError):
+            with trio.fail_after(HANG_S), pytest.raises(DamagedError):
                 await pool.management.create_volume("v", 1 << 20)

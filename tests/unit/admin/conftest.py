@@ -18,6 +18,7 @@ from admin.daemon.scheduler import Scheduler
 from admin.daemon.scrubbing import Scrubbing
 from admin.home import Home, find_home
 from storage.catalogue.schedule import Schedule
+from tests.unit.hang import HANG_S
 from tests.unit.admin.fake_pool import (
     POOL,
     FakeClients,
@@ -86,8 +87,8 @@ def served(home: Home) -> Iterator[Served]:
 
     thread = threading.Thread(target=trio.run, args=(main,))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(HANG_S)
     yield Served(pool, members, clients, home, scheduler)
     stops[0]()
-    thread.join(10)
+    thread.join(HANG_S)
     assert not thread.is_alive()

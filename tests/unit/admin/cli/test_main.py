@@ -15,6 +15,7 @@ from admin.cli.exit_codes import exit_codes
 from admin.home import Home, hold
 from tests.unit.admin.conftest import Run
 from tests.unit.admin.fake_pool import Served
+from tests.unit.hang import HANG_S
 
 
 def test_volumes_and_snapshots_from_creation_to_deletion(served: Served, run: Run) -> None:
@@ -323,7 +324,7 @@ def test_deleting_asks_on_a_terminal(served: Served, run: Run, answer: str, code
             while b"[y/N] " not in question:
                 question += os.read(ours, 1024)
             os.write(ours, answer.encode())
-            assert process.wait(20) == code
+            assert process.wait(HANG_S) == code
     finally:
         os.close(ours)
         os.close(theirs)

@@ -29,6 +29,7 @@ from admin.home import Home, find_home
 from nbd.errors import UnknownExportError
 from storage.pool import Pool
 from storage.transfer.receive import Receiving
+from tests.unit.hang import HANG_S
 from tests.unit.admin.fake_pool import POOL, FakeClients, FakeMembers, FakePool, daemon_info
 from tests.unit.admin.fake_scrubs import MemoryKeeper
 from tests.unit.storage.pools import MIB, new_members, opened, read, write
@@ -77,11 +78,11 @@ def serving(home: Home) -> Iterator[ServedPool]:
 
     thread = threading.Thread(target=trio.run, args=(main,))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(HANG_S)
     [(served, stop)] = made
     yield served
     served.token.run_sync_soon(stop.set)
-    thread.join(10)
+    thread.join(HANG_S)
     assert not thread.is_alive()
 
 
@@ -199,7 +200,8 @@ def test_a_refusal_reaches_a_client_that_still_sends(
 ) -> None:
     """Goal: a refusal ends the command, however much of the stream is on its way.
 
-    Method: the pool refuses late, so that all buffers on the way are full.
+    Method: the pool refuses late, so that all buffers on the way are full. On a loaded machine they
+    may be filled in part; the outcome is the same.
     """
     right = Receiving.feed
 
@@ -262,12 +264,12 @@ def test_a_closed_pipe_ends_sending(two: tuple[ServedPool, ServedPool]) -> None:
         assert sending.stdout is not None
         sending.stdout.read(1000)
         sending.stdout.close()
-        assert sending.wait(20) == 34
+        assert sending.wait(HANG_S) == 34
         assert sending.stderr is not None
         assert sending.stderr.read().startswith(b"cenote: the stream has no reader any more")
 
     async def delete() -> None:
-        with trio.fail_after(10):
+        with trio.fail_after(HANG_S):
             while ours.pool.registry.handles("v@one"):
                 await trio.sleep(0.01)
         await ours.pool.management.delete_snapshot("v", "one")

@@ -9,6 +9,7 @@ import pytest
 
 from admin.daemon.logs import JournalFormatter, JsonFormatter
 from admin.daemon.notify import notify
+from tests.unit.hang import HANG_S
 
 
 @pytest.mark.parametrize("abstract", [False, True])
@@ -18,7 +19,7 @@ def test_lines_reach_the_service_manager(
     path = str(tmp_path / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind("\0" + path if abstract else path)
-        manager.settimeout(5)
+        manager.settimeout(HANG_S)
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + path if abstract else path)
         notify("READY=1", "STATUS=serving")
         assert manager.recv(1024) == b"READY=1\nSTATUS=serving"

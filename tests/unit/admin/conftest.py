@@ -18,7 +18,6 @@ from admin.daemon.scheduler import Scheduler
 from admin.daemon.scrubbing import Scrubbing
 from admin.home import Home, find_home
 from storage.catalogue.schedule import Schedule
-from tests.unit.hang import HANG_S
 from tests.unit.admin.fake_pool import (
     POOL,
     FakeClients,
@@ -29,6 +28,7 @@ from tests.unit.admin.fake_pool import (
     daemon_info,
 )
 from tests.unit.admin.fake_scrubs import MemoryKeeper
+from tests.unit.hang import HANG_S
 
 
 @pytest.fixture

@@ -29,9 +29,9 @@ from admin.home import Home, find_home
 from nbd.errors import UnknownExportError
 from storage.pool import Pool
 from storage.transfer.receive import Receiving
-from tests.unit.hang import HANG_S
 from tests.unit.admin.fake_pool import POOL, FakeClients, FakeMembers, FakePool, daemon_info
 from tests.unit.admin.fake_scrubs import MemoryKeeper
+from tests.unit.hang import HANG_S
 from tests.unit.storage.pools import MIB, new_members, opened, read, write
 
 BLOCK = 4096

@@ -244,7 +244,22 @@ async def test_a_volume_receives_one_stream_at_a_time() -> None:
         assert [v.name for v in theirs.management.volumes()] == ["v"]
 
 
-async def test_the_last_step_waits_for_a_client_that_closes_soon(
+def refusals(monkeypatch: pytest.MonkeyPatch, name: str) -> trio.Event:
+    """Return an event that is set once a method of Targets refused because of a client."""
+    right, refused = getattr(Targets, name), trio.Event()
+
+    def noted(*args: Any, **how: Any) -> Any:
+        try:
+            return right(*args, **how)
+        except InUseError:
+            refused.set()
+            raise
+
+    monkeypatch.setattr(Targets, name, noted)
+    return refused
+
+
+async def test_first_and_last_step_wait_for_a_client_that_closes_soon(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with two_pools() as (ours, theirs):
@@ -259,22 +274,19 @@ async def test_the_last_step_waits_for_a_client_that_closes_soon(
         # All content is there: only the end of the stream is sent again.
         rest = await sent(ours, "v@two", resume=partial_of(theirs)[1])
         assert len(rest) < 300
-        handle = theirs.open_export("v")
+        receiving = theirs.transfers.receive("v")
         monkeypatch.setattr(receive_module, "RETRIES", int(HANG_S / receive_module.RETRY_S))
-        right, refused = Targets.complete, trio.Event()
-
-        def noted(*args: Any, **how: Any) -> Any:
-            try:
-                return right(*args, **how)
-            except InUseError:
-                refused.set()
-                raise
-
-        monkeypatch.setattr(Targets, "complete", noted)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(receive, theirs, rest, "v")
-            await refused.wait()
-            await handle.close()
+        for name, step in (
+            ("begin", partial(receiving.feed, rest)),
+            ("complete", receiving.finish),
+        ):
+            handle = theirs.open_export("v")
+            refused = refusals(monkeypatch, name)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(step)
+                await refused.wait()
+                await handle.close()
+        await receiving.close()
         assert await content(theirs, "v") == await content(ours, "v")
 
 
